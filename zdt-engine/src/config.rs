@@ -1,0 +1,141 @@
+//! The configuration's types and their defaults.
+//!
+//! [`WorkerConfig`] is the part that a worker needs; the supervisor sends it in the first control
+//! message, so that a worker reads no file and no environment variable.
+//!
+//! Must not know: sockets, processes, protocols.
+
+use serde::{Deserialize, Serialize};
+
+/// All that a worker is told about its job. Every duration is in milliseconds, every size in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// Name of the service to run: `demo`, or the name of an embedded one.
+    pub service: String,
+    /// Bounds for whatever a client can make a worker hold or wait for.
+    pub limits: Limits,
+    /// WebSocket options.
+    pub websocket: WebSocketOptions,
+    /// Options of the live handoff.
+    pub handoff: HandoffOptions,
+    /// Receive buffers that the worker lends to the kernel: how many, of what size.
+    pub receive_buffers: ReceiveBuffers,
+}
+
+/// See [`WorkerConfig::limits`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Open connections of one worker; further ones are accepted and closed at once.
+    pub max_connections: u32,
+    /// Open connections of one client address in one worker; 0 is no limit.
+    pub max_connections_per_address: u32,
+    /// From the accept, or the first byte of a later request, to the end of its head.
+    pub header_timeout_ms: u64,
+    /// An HTTP/1.1 connection without a request is closed after this.
+    pub keep_alive_timeout_ms: u64,
+    /// A peer that neither sends nor takes a byte of a body for this long is dropped.
+    pub stall_timeout_ms: u64,
+    /// Request head in all (431).
+    pub max_head_bytes: u32,
+    /// Request target (414).
+    pub max_target_bytes: u32,
+    /// Header fields of a request (431).
+    pub max_header_count: u16,
+    /// Request body (413).
+    pub max_body_bytes: u64,
+    /// One WebSocket message after reassembly and inflation (close code 1009).
+    pub max_message_bytes: u64,
+    /// Bytes waiting to be sent on one connection; above this the worker stops receiving from it.
+    pub send_queue_bytes: u32,
+}
+
+/// See [`WorkerConfig::websocket`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebSocketOptions {
+    /// A silent peer is pinged after this; 0 is never.
+    pub ping_interval_ms: u64,
+    /// A peer that has not answered a ping, or a close, after this is dropped.
+    pub pong_timeout_ms: u64,
+    /// Negotiate permessage-deflate where the client offers it.
+    pub deflate: bool,
+    /// Messages shorter than this go out uncompressed.
+    pub deflate_threshold_bytes: u32,
+}
+
+/// See [`WorkerConfig::handoff`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HandoffOptions {
+    /// A connection that cannot be frozen in this time thaws in place and drains.
+    pub freeze_budget_ms: u64,
+    /// An offer that is not answered in this time is reclaimed.
+    pub offer_timeout_ms: u64,
+    /// Connections that may be frozen at once on one channel.
+    pub window: u32,
+}
+
+/// See [`WorkerConfig::receive_buffers`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReceiveBuffers {
+    /// A power of two, at most 32,768.
+    pub count: u16,
+    /// Bytes of each.
+    pub bytes: u32,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            service: "demo".to_owned(),
+            limits: Limits::default(),
+            websocket: WebSocketOptions::default(),
+            handoff: HandoffOptions::default(),
+            receive_buffers: ReceiveBuffers::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16_000,
+            max_connections_per_address: 0,
+            header_timeout_ms: 10_000,
+            keep_alive_timeout_ms: 75_000,
+            stall_timeout_ms: 60_000,
+            max_head_bytes: 16 << 10,
+            max_target_bytes: 8 << 10,
+            max_header_count: 100,
+            max_body_bytes: 1 << 30,
+            max_message_bytes: 16 << 20,
+            send_queue_bytes: 256 << 10,
+        }
+    }
+}
+
+impl Default for WebSocketOptions {
+    fn default() -> Self {
+        Self {
+            ping_interval_ms: 30_000,
+            pong_timeout_ms: 10_000,
+            deflate: true,
+            deflate_threshold_bytes: 128,
+        }
+    }
+}
+
+impl Default for HandoffOptions {
+    fn default() -> Self {
+        Self { freeze_budget_ms: 50, offer_timeout_ms: 2_000, window: 128 }
+    }
+}
+
+impl Default for ReceiveBuffers {
+    fn default() -> Self {
+        Self { count: 128, bytes: 32 << 10 }
+    }
+}

@@ -1,0 +1,324 @@
+//! Control messages between the supervisor and its workers.
+//!
+//! One `SOCK_SEQPACKET` message each: JSON of [`ToWorker`] or [`FromWorker`], at most
+//! [`MAX_MESSAGE_BYTES`], with the descriptors that its documentation lists, in that order. Small,
+//! rare, readable; bulk state never travels here. Both sides ignore unknown fields, so that the two
+//! ends may be different builds; the [`Hello`] that opens every connection says which versions.
+//!
+//! Must not know: how either side reacts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::WorkerConfig;
+
+/// Versions of this protocol that this build speaks: the oldest and the newest.
+pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
+
+/// Largest JSON text of one message.
+pub const MAX_MESSAGE_BYTES: usize = 128 << 10;
+
+/// Most descriptors with one message (a third of the kernel's SCM_MAX_FD).
+pub const MAX_MESSAGE_FDS: usize = 64;
+
+/// An inclusive range of versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRange {
+    /// The oldest version that is understood.
+    pub oldest: u16,
+    /// The newest version that is understood.
+    pub newest: u16,
+}
+
+impl VersionRange {
+    /// The newest version that both ranges hold.
+    pub fn newest_common(self, other: VersionRange) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+/// First message in both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Versions of the control protocol.
+    pub protocol: VersionRange,
+    /// State formats that this process can read.
+    pub state_reads: VersionRange,
+    /// State formats that this process can write.
+    pub state_writes: VersionRange,
+    /// Version of the build, for people.
+    pub build: String,
+    /// Process id of the sender.
+    pub pid: u32,
+}
+
+/// A listening socket, as the supervisor numbers them over its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerInfo {
+    /// Never used again for another socket.
+    pub id: u64,
+    /// The address it is bound to.
+    pub address: SocketAddr,
+    /// False for a listener of the other generation that green accepts from as well.
+    pub own: bool,
+}
+
+/// Who the worker is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Unique among all workers of a run directory, over all generations.
+    pub worker: u32,
+    /// Generation that it belongs to.
+    pub generation: u32,
+    /// Its index in its generation.
+    pub index: u32,
+    /// Its slot in the steering maps, the load array and the scoreboard.
+    pub slot: u32,
+}
+
+/// Sent once, after the hello. Descriptors: the listening Unix socket on which a later supervisor
+/// reattaches; the scoreboard (memfd); and, if `has_load_map`, the steering program's load array.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Configure {
+    /// Who the worker is.
+    pub identity: Identity,
+    /// Its job.
+    pub config: WorkerConfig,
+    /// Whether the third descriptor is there.
+    pub has_load_map: bool,
+    /// User and group ids that the supervisor runs as; only they may reattach.
+    pub supervisor_uid: u32,
+}
+
+/// One end of a channel between a blue and a green worker. Descriptors: the shared memory (memfd);
+/// this end of the seqpacket pair; the eventfd on which this end is woken; the eventfd that wakes
+/// the peer; the peer's pidfd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenChannel {
+    /// The reload that it serves.
+    pub reload: u64,
+    /// Number of the channel in that reload.
+    pub channel: u32,
+    /// Blue is the end whose generation is older; its outgoing ring is the first in the memory.
+    pub is_blue: bool,
+    /// The peer, for logs.
+    pub peer: Identity,
+    /// State format to write; `None` where the peer can read none that this end writes: then this
+    /// end offers nothing (a rollback is impossible).
+    pub write_format: Option<u16>,
+}
+
+/// Supervisor to worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Opens the connection.
+    Hello(Hello),
+    /// See [`Configure`].
+    Configure(Box<Configure>),
+    /// Accept from these, too. Descriptors: one listening socket for each entry. The worker answers
+    /// [`FromWorker::Ready`] once the accepts are armed and its service says that it is ready.
+    Listen {
+        /// The listeners, in the order of the descriptors.
+        listeners: Vec<ListenerInfo>,
+    },
+    /// A connection from this peer address is the supervisor's proof that the slot is reached. The
+    /// worker answers [`FromWorker::ProbeSeen`] when it has accepted it (before or after this
+    /// message arrives) and closes it.
+    Probe {
+        /// Echoed in the answer.
+        nonce: u64,
+        /// Source address of the probing connection.
+        peer: SocketAddr,
+    },
+    /// See [`OpenChannel`]. Answered by [`FromWorker::ChannelReady`] after the two ends have greeted
+    /// each other, or by [`FromWorker::ChannelFailed`].
+    OpenChannel(OpenChannel),
+    /// Freeze and hand off every connection over the channels of this reload, and every one that is
+    /// accepted from now on. [`FromWorker::Progress`] tells how far it is.
+    Handoff {
+        /// The reload.
+        reload: u64,
+    },
+    /// Cancel the accepts, accept what is queued, hand that off as well; answered by
+    /// [`FromWorker::Empty`] when every connection has moved or stays. The worker keeps its
+    /// listeners, unarmed, until the commit.
+    StopAccepting {
+        /// The reload.
+        reload: u64,
+    },
+    /// Freeze no further connection; reclaim the offers that nobody adopted. Answered by
+    /// [`FromWorker::Empty`] when no offer is open any more. What has moved has moved.
+    CancelHandoff {
+        /// The reload.
+        reload: u64,
+    },
+    /// After a rollback: arm the accepts again on the listeners that are still held.
+    ResumeAccepting,
+    /// The channels of this reload are closed for good; answered by [`FromWorker::Committed`]. With
+    /// `drain_ms` the worker also closes its listeners, serves what stayed until the deadline, and
+    /// exits. Without, it forgets the listeners that are not its own.
+    Commit {
+        /// The reload.
+        reload: u64,
+        /// Present for the outgoing side only.
+        drain_ms: Option<u64>,
+    },
+    /// Graceful stop: close the listeners, answer what is being asked, close WebSockets with 1001
+    /// spread over the time, exit when nothing is left or at the deadline.
+    Drain {
+        /// How long it may last.
+        timeout_ms: u64,
+    },
+    /// Exit now.
+    Exit,
+    /// Answered by [`FromWorker::Status`].
+    Status {
+        /// Echoed in the answer.
+        request: u64,
+    },
+    /// From a new supervisor, after the hello, instead of `Configure`: answered by
+    /// [`FromWorker::Adopted`].
+    Adopt,
+}
+
+/// Worker to supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// Opens the connection.
+    Hello(Hello),
+    /// The accepts are armed and the service is ready.
+    Ready,
+    /// See [`ToWorker::Probe`].
+    ProbeSeen {
+        /// Of the probe.
+        nonce: u64,
+    },
+    /// Both ends of the channel have agreed.
+    ChannelReady {
+        /// The reload.
+        reload: u64,
+        /// Number of the channel.
+        channel: u32,
+    },
+    /// The channel cannot be used (any more).
+    ChannelFailed {
+        /// The reload.
+        reload: u64,
+        /// Number of the channel.
+        channel: u32,
+        /// What happened and what was expected.
+        reason: String,
+    },
+    /// How far the handoff is; sent at most every 50 ms.
+    Progress(HandoffReport),
+    /// See [`ToWorker::StopAccepting`] and [`ToWorker::CancelHandoff`].
+    Empty(HandoffReport),
+    /// See [`ToWorker::Commit`].
+    Committed {
+        /// The reload.
+        reload: u64,
+        /// What this worker took in during the reload.
+        incoming: IncomingReport,
+    },
+    /// The last connection is gone; the worker exits.
+    Drained,
+    /// See [`ToWorker::Status`].
+    Status {
+        /// Of the request.
+        request: u64,
+        /// What was asked.
+        status: Box<WorkerStatus>,
+    },
+    /// See [`ToWorker::Adopt`]. Descriptors: the listeners in their order, then the scoreboard, then
+    /// the load array if there is one.
+    Adopted(Box<Adopted>),
+    /// The worker cannot go on; it exits.
+    Failed {
+        /// What, where, what to do.
+        message: String,
+    },
+}
+
+/// What the outgoing side has done in one reload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HandoffReport {
+    /// The reload.
+    pub reload: u64,
+    /// Connections that the other side has started.
+    pub moved: u64,
+    /// Connections that are neither moved nor decided to stay.
+    pub remaining: u64,
+    /// Connections that stay, by reason code.
+    pub staying: BTreeMap<String, u64>,
+    /// Offers that were refused by the other side.
+    pub refused: u64,
+    /// Offers that were taken back.
+    pub reclaimed: u64,
+}
+
+/// What the incoming side has done in one reload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IncomingReport {
+    /// Connections adopted and started.
+    pub adopted: u64,
+    /// Offers refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Blackouts: pairs of microseconds and count, ascending.
+    pub blackout_us: Vec<(u64, u64)>,
+}
+
+/// A worker's figures. Totals count from the start of the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerStatus {
+    /// Process id.
+    pub pid: u32,
+    /// Open connections.
+    pub connections: u64,
+    /// Open connections by protocol (`http1`, `websocket`).
+    pub by_protocol: BTreeMap<String, u64>,
+    /// Connections that could not be handed off and drain, by reason code.
+    pub draining: BTreeMap<String, u64>,
+    /// Connections accepted from a listener.
+    pub accepted: u64,
+    /// Connections closed because a limit was reached.
+    pub rejected: u64,
+    /// Connections adopted from other workers.
+    pub adopted: u64,
+    /// Connections handed to other workers.
+    pub moved: u64,
+    /// HTTP requests.
+    pub requests: u64,
+    /// WebSocket messages received.
+    pub messages_received: u64,
+    /// WebSocket messages sent.
+    pub messages_sent: u64,
+    /// Bytes received from clients.
+    pub bytes_received: u64,
+    /// Bytes sent to clients.
+    pub bytes_sent: u64,
+}
+
+/// What a worker tells a new supervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// What it was told when it started.
+    pub configure: Configure,
+    /// The listeners that it holds.
+    pub listeners: Vec<ListenerInfo>,
+    /// False once it was told to stop accepting, or to drain.
+    pub accepting: bool,
+    /// True after a commit with `drain_ms`, or a drain.
+    pub draining: bool,
+    /// The open channels: reload and number.
+    pub channels: Vec<OpenChannel>,
+    /// Its figures.
+    pub status: WorkerStatus,
+}

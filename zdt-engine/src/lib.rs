@@ -1,0 +1,30 @@
+//! zdt: zero-downtime replacement of live network services on Linux.
+//!
+//! The engine swaps the processes behind a busy port while every client stays connected. Modules
+//! are layers; dependencies point down only (see `ARCHITECTURE.md`, enforced by a test):
+//!
+//! `cli` → `admin` → `supervisor` → `worker` → `service`, `handoff`, `conn` → `proto`, `queue`,
+//! `state` → `uring`, `shm`, `fdpass`, `sys`.
+#![deny(unsafe_code)]
+
+#[macro_use]
+pub mod fault;
+
+pub mod config;
+pub mod conn;
+pub mod control;
+pub mod fdpass;
+pub mod handoff;
+pub mod limits;
+pub mod proto;
+pub mod service;
+pub mod shm;
+pub mod state;
+pub mod steering;
+pub mod supervisor;
+pub mod sys;
+pub mod uring;
+pub mod worker;
+
+pub mod admin;
+pub mod cli;
