@@ -158,9 +158,14 @@ pub enum ToWorker {
     },
     /// After a rollback: arm the accepts again on the listeners that are still held.
     ResumeAccepting,
+    /// Cancel the accepts of these listeners, accept what is queued on them, close them.
+    ForgetListeners {
+        /// Ids of the listeners.
+        ids: Vec<u64>,
+    },
     /// The channels of this reload are closed for good; answered by [`FromWorker::Committed`]. With
     /// `drain_ms` the worker also closes its listeners, serves what stayed until the deadline, and
-    /// exits. Without, it forgets the listeners that are not its own.
+    /// exits.
     Commit {
         /// The reload.
         reload: u64,

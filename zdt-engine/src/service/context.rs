@@ -53,7 +53,7 @@ pub trait Actions {
     /// See [`Context::want_room`].
     fn want_room(&mut self);
     /// See [`Context::pusher`].
-    fn push_sink(&self) -> Arc<dyn PushSink>;
+    fn push_sink(&mut self) -> Arc<dyn PushSink>;
     /// Id of the connection.
     fn connection(&self) -> ConnectionId;
     /// The worker.
@@ -136,7 +136,7 @@ impl<'a> Context<'a> {
     }
 
     /// A handle with which other threads of this process reach this session.
-    pub fn pusher(&self) -> Pusher {
+    pub fn pusher(&mut self) -> Pusher {
         Pusher { connection: self.actions.connection(), sink: self.actions.push_sink() }
     }
 

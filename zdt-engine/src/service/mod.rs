@@ -119,6 +119,10 @@ pub trait Session {
     /// Bytes from a [`Pusher`].
     fn on_push(&mut self, _bytes: &[u8], _context: &mut Context<'_>) {}
 
+    /// The connection has arrived in a new worker. Timer and queued output are already there; what
+    /// cannot be saved, such as a [`Pusher`] given to another thread, is to be made again.
+    fn on_resume(&mut self, _context: &mut Context<'_>) {}
+
     /// The WebSocket or the connection is gone; nothing can be sent any more.
     fn on_close(&mut self) {}
 
