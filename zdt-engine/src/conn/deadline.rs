@@ -8,7 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Environment, Stage};
+use super::{Connection, Environment, Stage, is_responding};
+use crate::proto::http1;
 
 /// How long an ending connection waits for the peer's FIN before it is closed.
 const LINGER_MS: u64 = 2_000;
@@ -68,16 +69,16 @@ impl Connection {
     pub fn on_progress(&mut self, now_ms: u64, progress: bool, has_unsent: bool) {
         let waiting = match &self.stage {
             Stage::Ending => Waiting::End,
-            Stage::WebSocket(machine) if machine.is_close_sent() => Waiting::CloseFrame,
+            Stage::WebSocket(machine) if machine.close_sent() => Waiting::CloseFrame,
             Stage::WebSocket(_) if has_unsent => Waiting::Progress,
             Stage::WebSocket(_) => match self.waiting {
                 Waiting::Pong if !progress => Waiting::Pong,
                 _ => Waiting::SignOfLife,
             },
             Stage::Http1(machine) => {
-                if has_unsent || machine.is_receiving_body() {
+                if has_unsent || (is_responding(machine) && machine.wants_input()) {
                     Waiting::Progress
-                } else if machine.is_responding() {
+                } else if is_responding(machine) {
                     Waiting::Service
                 } else if !self.pending.is_empty() || !machine.is_idle() {
                     match self.waiting {
@@ -137,13 +138,7 @@ impl Connection {
             (Waiting::FirstHead | Waiting::Head, Stage::Http1(machine)) => {
                 if !self.pending.is_empty() {
                     // RFC 9110 §15.5.9.
-                    machine.respond(
-                        out,
-                        408,
-                        &[("Connection", b"close")],
-                        b"408: the request head did not arrive in time\n",
-                        environment.date,
-                    );
+                    machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
                 }
                 self.end();
                 Overdue::End

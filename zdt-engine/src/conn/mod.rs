@@ -14,12 +14,12 @@ mod persist;
 mod request;
 
 use crate::config::{Limits, WebSocketOptions};
-use crate::proto::http1::{self, Http1};
+use crate::proto::http1::{self, Http1, ResponseState};
 use crate::proto::websocket::{self, MessageKind, WebSocket};
 use crate::proto::{Input, Payload};
 
 pub use deadline::Overdue;
-pub use persist::{ConnectionState, RestoreError, Stage as SavedStage};
+pub use persist::{KNOWN_SECTIONS, RestoreError};
 pub use request::Upgrade;
 
 use deadline::Waiting;
@@ -69,7 +69,6 @@ pub enum Event<'b> {
     Ended,
 }
 
-#[derive(Debug)]
 enum Stage {
     Http1(Http1),
     WebSocket(WebSocket),
@@ -90,8 +89,12 @@ pub enum ReceiveEnd {
     Error(i32),
 }
 
+/// True while a request waits for its response, or for the rest of it.
+fn is_responding(machine: &Http1) -> bool {
+    matches!(machine.response_state(), ResponseState::Pending | ResponseState::Streaming)
+}
+
 /// One connection. See the module.
-#[derive(Debug)]
 pub struct Connection {
     stage: Stage,
     /// Received and not consumed.
@@ -115,6 +118,15 @@ impl Connection {
             since_ms: now_ms,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
+        }
+    }
+
+    /// An idle WebSocket without compression, for benches and tests of what is above.
+    pub fn new_websocket(now_ms: u64) -> Self {
+        Self {
+            stage: Stage::WebSocket(WebSocket::new(None)),
+            waiting: Waiting::SignOfLife,
+            ..Self::new(now_ms)
         }
     }
 
@@ -209,21 +221,22 @@ impl Connection {
                 match request::wanted_upgrade(&request, environment.websocket) {
                     Ok(upgrade) => Some(Event::Request(request, upgrade)),
                     Err(refusal) => {
-                        let headers: &[(&str, &[u8])] = match refusal.status {
-                            // RFC 6455 §4.4: say which version is spoken.
-                            426 => &[("Sec-WebSocket-Version", b"13")],
-                            _ => &[],
-                        };
                         let body = format!("{}: {}\n", refusal.status, refusal.reason);
-                        let status = refusal.status;
-                        machine.respond(out, status, headers, body.as_bytes(), environment.date);
+                        machine.close_after_response();
+                        let _ = machine.respond(
+                            out,
+                            refusal.status,
+                            refusal.headers,
+                            body.as_bytes(),
+                            environment.date,
+                        );
                         self.end();
                         Some(Event::Ended)
                     }
                 }
             }
             Err(error) => {
-                machine.error_response(out, &error);
+                machine.error_response(out, &error, environment.date);
                 self.end();
                 Some(Event::Ended)
             }
@@ -243,7 +256,7 @@ impl Connection {
             match machine.next_event(input, &limits) {
                 Ok(None) => return None,
                 Ok(Some(websocket::Event::Message { kind, payload })) => {
-                    if machine.is_close_sent() {
+                    if machine.close_sent() {
                         continue; // RFC 6455 §1.4: after our close nobody waits for data
                     }
                     return Some(Event::Message { kind, payload });
@@ -251,15 +264,15 @@ impl Connection {
                 Ok(Some(websocket::Event::Ping(payload))) => machine.write_pong(out, &payload),
                 Ok(Some(websocket::Event::Pong(_))) => {}
                 Ok(Some(websocket::Event::Close { code, .. })) => {
-                    if !machine.is_close_sent() {
+                    if !machine.close_sent() {
                         machine.write_close(out, code, "");
                     }
                     self.end();
                     return Some(Event::Ended);
                 }
                 Err(error) => {
-                    if !machine.is_close_sent() {
-                        machine.write_close(out, Some(error.close_code()), error.reason());
+                    if !machine.close_sent() {
+                        machine.write_close(out, Some(error.close_code), error.reason);
                     }
                     self.end();
                     return Some(Event::Ended);
@@ -275,7 +288,7 @@ impl Connection {
     pub fn on_receive_end(&mut self, end: ReceiveEnd) -> bool {
         self.receive_end = end;
         let goes_on = match (&self.stage, end) {
-            (Stage::Http1(machine), ReceiveEnd::Fin) => machine.is_responding(),
+            (Stage::Http1(machine), ReceiveEnd::Fin) => is_responding(machine),
             _ => false,
         };
         if !goes_on && !self.is_ending() {
@@ -283,6 +296,13 @@ impl Connection {
             return true;
         }
         false
+    }
+
+    /// For a graceful stop: the response in progress, or the next one, is the last.
+    pub fn close_after_response(&mut self) {
+        if let Stage::Http1(machine) = &mut self.stage {
+            machine.close_after_response();
+        }
     }
 
     /// From now on: flush, shut down, wait for the peer's end, close.
@@ -303,12 +323,9 @@ impl Connection {
         body: &[u8],
     ) -> bool {
         let Stage::Http1(machine) = &mut self.stage else { return false };
-        if machine.is_response_started() {
-            return false;
-        }
-        machine.respond(out, status, headers, body, environment.date);
+        let done = machine.respond(out, status, headers, body, environment.date).is_ok();
         self.after_response();
-        true
+        done
     }
 
     /// Head of a response.
@@ -321,11 +338,7 @@ impl Connection {
         length: http1::BodyLength,
     ) -> bool {
         let Stage::Http1(machine) = &mut self.stage else { return false };
-        if machine.is_response_started() {
-            return false;
-        }
-        machine.start_response(out, status, headers, length, environment.date);
-        true
+        machine.start_response(out, status, headers, length, environment.date).is_ok()
     }
 
     /// A piece of the response body.
@@ -352,7 +365,7 @@ impl Connection {
     /// True when the exchange is over in both directions, so that its session can go.
     pub fn is_exchange_over(&self) -> bool {
         match &self.stage {
-            Stage::Http1(machine) => !machine.is_responding() && !machine.is_receiving_body(),
+            Stage::Http1(machine) => !is_responding(machine),
             Stage::WebSocket(_) => false,
             Stage::Ending => true,
         }
@@ -361,12 +374,12 @@ impl Connection {
     /// True while the service owes the head of a response.
     pub fn is_response_due(&self) -> bool {
         matches!(&self.stage, Stage::Http1(machine)
-            if machine.is_responding() && !machine.is_response_started())
+            if machine.response_state() == ResponseState::Pending)
     }
 
     fn after_response(&mut self) {
         if let Stage::Http1(machine) = &self.stage
-            && !machine.is_responding()
+            && !is_responding(machine)
             && !machine.keep_alive()
         {
             self.end();
@@ -378,7 +391,7 @@ impl Connection {
     pub fn after_input(&mut self) {
         if let Stage::Http1(machine) = &self.stage
             && self.receive_end != ReceiveEnd::Open
-            && !machine.is_responding()
+            && !is_responding(machine)
         {
             self.end();
         }
@@ -387,17 +400,15 @@ impl Connection {
     /// Switches to WebSocket.
     pub fn accept_websocket(
         &mut self,
-        environment: &Environment<'_>,
         out: &mut Vec<u8>,
         upgrade: Upgrade,
         subprotocol: Option<&str>,
     ) -> bool {
         let Stage::Http1(machine) = &mut self.stage else { return false };
-        if machine.is_response_started() {
+        if upgrade.write_response(machine, out, subprotocol).is_err() {
             return false;
         }
-        let deflate = upgrade.write_response(machine, out, subprotocol, environment.date);
-        self.stage = Stage::WebSocket(WebSocket::new(deflate));
+        self.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
         true
     }
 
@@ -410,7 +421,7 @@ impl Connection {
         payload: &[u8],
     ) -> bool {
         let Stage::WebSocket(machine) = &mut self.stage else { return false };
-        if machine.is_close_sent() {
+        if machine.close_sent() {
             return false;
         }
         machine.write_message(out, kind, payload, environment.websocket.deflate_threshold_bytes);
@@ -420,7 +431,7 @@ impl Connection {
     /// Starts the close handshake; the peer's answer, or a deadline, ends the connection.
     pub fn close_websocket(&mut self, out: &mut Vec<u8>, code: u16, reason: &str) -> bool {
         let Stage::WebSocket(machine) = &mut self.stage else { return false };
-        if !machine.is_close_sent() {
+        if !machine.close_sent() {
             machine.write_close(out, Some(code), reason);
         }
         true

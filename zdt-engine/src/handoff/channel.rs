@@ -12,8 +12,9 @@ use super::message::{
 };
 use super::outgoing::{Answer, Offer, OfferError, Outgoing};
 use crate::control::{OpenChannel, VersionRange};
-use crate::shm::SharedMemory;
+use crate::shm::sealed_copy;
 use crate::shm::channel::ChannelEnd;
+use crate::sys::EventFd;
 use crate::{fdpass, state, sys};
 
 /// Versions of the handoff protocol that this build speaks.
@@ -74,9 +75,9 @@ pub struct Descriptors {
     /// This end of the seqpacket pair.
     pub socket: OwnedFd,
     /// Wakes this end.
-    pub wake: OwnedFd,
+    pub wake: EventFd,
     /// Wakes the peer.
-    pub wake_peer: OwnedFd,
+    pub wake_peer: EventFd,
     /// Becomes readable when the peer has died.
     pub peer_pidfd: OwnedFd,
 }
@@ -164,12 +165,13 @@ impl Channel {
     }
 
     /// How many more connections may be frozen for this channel, when `freezing` already are.
-    pub fn room(&self, freezing: usize) -> usize {
+    pub fn room(&mut self, freezing: usize) -> usize {
         if self.phase != Phase::Open || self.info.write_format.is_none() || self.send_blocked {
             return 0;
         }
         // Half of the ring is kept for records that are larger than the usual ones.
-        if self.end.producer.free_bytes() < crate::shm::channel::RING_BYTES / 2 {
+        let free_bytes = self.end.producer.free_bytes().unwrap_or(0);
+        if free_bytes < crate::shm::channel::RING_BYTES / 2 {
             return 0;
         }
         self.window.saturating_sub(self.outgoing.open() + freezing)
@@ -194,7 +196,7 @@ impl Channel {
         }
         let sequence = self.outgoing.next_sequence();
         let memfd = if record.len() > MAX_INLINE_RECORD {
-            match SharedMemory::sealed_copy("zdt-record", record) {
+            match sealed_copy("zdt-record", &[record]) {
                 Ok(memfd) => Some(memfd),
                 Err(_) => return Err(OfferError::Full(socket)),
             }
@@ -295,7 +297,7 @@ impl Channel {
 
     /// The eventfd fired.
     pub fn on_wake(&mut self) {
-        sys::eventfd_drain(self.descriptors.wake.as_fd());
+        let _ = self.descriptors.wake.take();
         self.send_blocked = false;
     }
 
@@ -417,7 +419,7 @@ impl Channel {
     /// Wakes the peer if there are answers that it has not been told of.
     pub fn announce_answers(&mut self) {
         if std::mem::take(&mut self.answers_unannounced) {
-            sys::eventfd_signal(self.descriptors.wake_peer.as_fd());
+            let _ = self.descriptors.wake_peer.signal();
         }
     }
 
@@ -426,8 +428,14 @@ impl Channel {
         if self.phase != Phase::Closed {
             self.phase = Phase::Closed;
             // The peer must see the end even while this process keeps the descriptor for a moment.
-            let _ = sys::shutdown_both(self.descriptors.socket.as_fd());
+            let _ = sys::socket::shutdown(self.socket(), std::net::Shutdown::Both);
         }
+    }
+
+    /// Ends this side: the memory is unmapped, the descriptors are left to be closed.
+    pub fn into_descriptors(self) -> [OwnedFd; 4] {
+        let Descriptors { socket, wake, wake_peer, peer_pidfd } = self.descriptors;
+        [socket, wake.into(), wake_peer.into(), peer_pidfd]
     }
 
     fn fail(&mut self, error: ChannelError) -> ChannelError {

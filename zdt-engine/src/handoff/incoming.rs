@@ -2,10 +2,10 @@
 //!
 //! Must not know: what is in a record, what becomes of the connection.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::message::{BatchEntry, Role};
-use crate::shm::SharedMemory;
+use crate::shm::read_sealed;
 use crate::shm::ring::Consumer;
 
 /// Kind of a ring record that holds the state itself.
@@ -99,7 +99,11 @@ fn read_memfd(memfd: OwnedFd, record: &mut Vec<u8>) -> Result<(), String> {
     if length > MAX_RECORD_BYTES {
         return Err(format!("a record of {length} bytes; {MAX_RECORD_BYTES} is the most"));
     }
-    let length = usize::try_from(length).map_err(|_| "a record beyond the address space")?;
-    record.clear();
-    SharedMemory::copy_out(memfd, length, record).map_err(|error| format!("record memfd: {error}"))
+    let bytes = read_sealed(memfd.as_fd(), MAX_RECORD_BYTES as usize)
+        .map_err(|error| format!("record memfd: {error}"))?;
+    if bytes.len() as u64 != length {
+        return Err(format!("a record of {length} bytes, but its memfd has {}", bytes.len()));
+    }
+    *record = bytes;
+    Ok(())
 }

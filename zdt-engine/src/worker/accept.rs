@@ -2,12 +2,14 @@
 //!
 //! Must not know: what is spoken on a connection.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::conn::Connection;
 use crate::control::{FromWorker, ListenerInfo};
+use crate::shm::scoreboard::SlotFigures;
 use crate::sys;
 use crate::uring::Operation;
 
@@ -26,6 +28,8 @@ pub struct Listener {
     pub armed: bool,
     /// Accept again at this time.
     pub retry_ms: u64,
+    /// To be closed once the accept has ended.
+    pub retired: bool,
 }
 
 /// A connection that the supervisor announced.
@@ -38,7 +42,7 @@ impl Worker {
     /// Takes listeners over and accepts from them.
     pub(super) fn add_listeners(&mut self, infos: Vec<ListenerInfo>, sockets: Vec<OwnedFd>) {
         for (info, socket) in infos.into_iter().zip(sockets) {
-            let listener = Listener { info, socket, armed: false, retry_ms: 0 };
+            let listener = Listener { info, socket, armed: false, retry_ms: 0, retired: false };
             let index = self.listeners.insert(listener);
             if self.accepting {
                 self.arm_accept(index);
@@ -48,7 +52,7 @@ impl Worker {
 
     fn arm_accept(&mut self, index: usize) {
         let listener = &mut self.listeners[index];
-        if !listener.armed {
+        if !listener.armed && !listener.retired {
             listener.armed = true;
             self.ring.accept_multishot(listener.socket.as_fd(), Token::Accept(index).pack());
             // Since 5.14, and until early 2026, the kernel does not wake a poller for established
@@ -92,7 +96,7 @@ impl Worker {
     fn sweep(&mut self, index: usize) {
         // Bounded by the backlog; more that arrive meanwhile are for the next turn of the loop.
         for _ in 0..65_536 {
-            match sys::accept(self.listeners[index].socket.as_fd()) {
+            match sys::socket::accept(self.listeners[index].socket.as_fd()) {
                 Ok(Some((socket, peer))) => self.on_connection(socket, Some(peer)),
                 Ok(None) => return,
                 Err(error) => {
@@ -121,6 +125,9 @@ impl Worker {
             return;
         }
         listener.armed = false;
+        if listener.retired {
+            return self.close_retired(index);
+        }
         if !accepting {
             return;
         }
@@ -159,11 +166,11 @@ impl Worker {
 
     fn on_connection(&mut self, socket: OwnedFd, peer: Option<SocketAddr>) {
         self.status.accepted += 1;
-        let peer = peer.or_else(|| sys::peer_address(socket.as_fd()).ok());
+        let peer = peer.or_else(|| sys::socket::peer_address(socket.as_fd()).ok());
         let Some(peer) = peer else { return }; // the client is gone already
         if let Some(index) = self.probes.iter().position(|probe| probe.peer == peer) {
             let probe = self.probes.swap_remove(index);
-            let _ = sys::shutdown_both(socket.as_fd());
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
             return self.tell(&FromWorker::ProbeSeen { nonce: probe.nonce });
         }
         let limits = &self.configure.config.limits;
@@ -173,7 +180,7 @@ impl Worker {
                 && of_address >= limits.max_connections_per_address);
         if over {
             self.status.rejected += 1;
-            let _ = sys::shutdown_both(socket.as_fd());
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
             return;
         }
         self.next_connection += 1;
@@ -227,8 +234,43 @@ impl Worker {
     pub(super) fn publish_load(&self) {
         let count = self.entries.len();
         if let Some(load_map) = &self.load_map {
-            load_map.store(self.configure.identity.slot, count as u32);
+            load_map.store(self.configure.identity.slot as usize, count as u32);
         }
-        self.scoreboard.slot(self.configure.identity.slot).set_connections(count as u64);
+        let slot = self.scoreboard_slot();
+        slot.connections.store(count as u64, Ordering::Relaxed);
+    }
+
+    /// The worker's own figures.
+    pub(super) fn scoreboard_slot(&self) -> &SlotFigures {
+        // The supervisor sizes the scoreboard; a slot outside it would be its mistake, and costs
+        // figures only.
+        let slot = self.configure.identity.slot as usize;
+        self.scoreboard.slot(slot).unwrap_or(&self.spare_figures)
+    }
+
+    /// Stop accepting from these, accept what is queued, close them.
+    pub(super) fn retire_listeners(&mut self, ids: &[u64]) {
+        let retired: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| ids.contains(&listener.info.id))
+            .map(|(index, _)| index)
+            .collect();
+        for index in retired {
+            let listener = &mut self.listeners[index];
+            listener.retired = true;
+            if listener.armed {
+                self.ring.cancel(Operation::accept(Token::Accept(index).pack()));
+            } else {
+                self.close_retired(index);
+            }
+        }
+    }
+
+    fn close_retired(&mut self, index: usize) {
+        // While draining nobody else takes what is queued, unless the listener lives elsewhere too.
+        self.sweep(index);
+        let listener = self.listeners.remove(index);
+        self.ring.close(listener.socket);
     }
 }

@@ -151,8 +151,8 @@ impl Worker {
 
     /// Somebody connects to the worker's own socket.
     pub(super) fn on_reattach(&mut self, more: bool) {
-        while let Ok(Some(socket)) = sys::accept_unix(self.reattach.as_fd()) {
-            match sys::peer_credentials(socket.as_fd()) {
+        while let Ok(Some(socket)) = sys::unix::accept_unix(self.reattach.as_fd()) {
+            match sys::socket::peer_credentials(socket.as_fd()) {
                 Ok(peer) if peer.uid == self.configure.supervisor_uid || peer.uid == 0 => {
                     let greeting = encode(&FromWorker::Hello(hello()));
                     let _ = fdpass::send(socket.as_fd(), &[IoSlice::new(&greeting)], &[]);
@@ -233,8 +233,9 @@ impl Worker {
     fn open_channel(&mut self, info: OpenChannel, fds: Vec<OwnedFd>) -> Result<(), String> {
         let [memory, socket, wake, wake_peer, peer_pidfd] = <[OwnedFd; 5]>::try_from(fds)
             .map_err(|fds| format!("5 descriptors expected, {} received", fds.len()))?;
-        let memory = ChannelMemory::map(memory).map_err(|error| format!("memory: {error}"))?;
+        let memory = ChannelMemory::map(memory.as_fd()).map_err(|error| format!("memory: {error}"))?;
         let end = memory.split(info.is_blue);
+        let (wake, wake_peer) = (wake.into(), wake_peer.into());
         let descriptors = Descriptors { socket, wake, wake_peer, peer_pidfd };
         let window = self.configure.config.handoff.window as usize;
         let channel = Channel::open(info, end, descriptors, window).map_err(|e| e.to_string())?;

@@ -20,7 +20,7 @@ impl Worker {
             let timeout = self.next_timeout();
             let want = u32::from(!timeout.is_zero());
             self.ring.enter(want, Some(timeout))?;
-            self.now_ms = sys::monotonic_ms();
+            self.now_ms = sys::monotonic_ns() / 1_000_000;
             self.after_enter();
             self.dispatch();
             self.first_receives_were_seen();
@@ -31,9 +31,8 @@ impl Worker {
             self.advance_handoff();
             self.advance_drain();
             self.flush_control();
-            self.scoreboard
-                .slot(self.configure.identity.slot)
-                .beat(self.now_ms);
+            let slot = self.scoreboard_slot();
+            slot.heartbeat_ms.store(self.now_ms, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(())
     }
@@ -80,7 +79,7 @@ impl Worker {
 
     fn on_inbox(&mut self, more: bool) {
         let inbox = std::sync::Arc::clone(&self.inbox);
-        sys::eventfd_drain(inbox.wake());
+        inbox.drain_wake();
         while let Some((connection, bytes)) = inbox.pop() {
             self.on_push(connection, &bytes);
         }

@@ -76,7 +76,7 @@ impl Actions for Exchange<'_> {
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         let done = match self.upgrade.take() {
             Some(upgrade) => {
-                self.connection.accept_websocket(&self.environment, self.out, *upgrade, subprotocol)
+                self.connection.accept_websocket(self.out, *upgrade, subprotocol)
             }
             None => false,
         };

@@ -39,7 +39,7 @@ use slab::Slab;
 use crate::control::{Configure, WorkerStatus};
 use crate::handoff::Channel;
 use crate::service::{Service, WorkerInfo};
-use crate::shm::scoreboard::{LoadMap, Scoreboard};
+use crate::shm::scoreboard::{LoadMap, Scoreboard, SlotFigures};
 use crate::uring::Ring;
 
 use accept::Listener;
@@ -76,6 +76,7 @@ struct Worker {
     next_link: usize,
     reattach: OwnedFd,
     scoreboard: Scoreboard,
+    spare_figures: SlotFigures,
     load_map: Option<LoadMap>,
     /// Kept to be handed to a later supervisor.
     shared_descriptors: Vec<OwnedFd>,

@@ -191,8 +191,9 @@ impl Worker {
         }
         for answer in answers {
             match answer {
-                Answer::Started { key } => self.on_moved(key),
+                Answer::Started { key } => self.on_moved(key as usize),
                 Answer::TakenBack { key, socket, refused } => {
+                    let key = key as usize;
                     self.entries[key].socket = Some(socket);
                     if let Some(job) = &mut self.job {
                         if refused {
@@ -219,7 +220,8 @@ impl Worker {
         };
         let entry = self.forget(key);
         self.status.moved += 1;
-        self.scoreboard.slot(self.configure.identity.slot).add_moved(1);
+        let slot = self.scoreboard_slot();
+        slot.moved_out.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         if let Some(job) = &mut self.job {
             job.report.moved += 1;
             let mut index = 0;
@@ -272,7 +274,8 @@ impl Worker {
     fn freeze_more(&mut self) {
         let mut room: usize = {
             let freezing = self.job.as_ref().map_or(0, |job| job.freezing.len());
-            let room: usize = self.channels.iter().map(|(_, channel)| channel.room(0)).sum();
+            let room: usize =
+                self.channels.iter_mut().map(|(_, channel)| channel.room(0)).sum();
             room.saturating_sub(freezing)
         };
         while room > 0 {

@@ -6,10 +6,12 @@
 //!
 //! Must not know: listeners, control messages.
 
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 
 use crate::conn::{Environment, Event, Overdue, ReceiveEnd};
 use crate::proto::Input;
+use crate::proto::http1::BodyKind;
 use crate::proto::websocket::MessageKind;
 use crate::service::{self, Context, Headers, Message, Outcome};
 use crate::sys;
@@ -63,7 +65,7 @@ impl Worker {
         }
     }
 
-    fn on_receive_end(&mut self, key: usize, end: ReceiveEnd) {
+    pub(super) fn on_receive_end(&mut self, key: usize, end: ReceiveEnd) {
         let entry = &mut self.entries[key];
         if entry.moving == Moving::Freezing {
             // This completion is the only witness: it travels with the state.
@@ -172,14 +174,14 @@ impl Worker {
                     status.requests += 1;
                     let is_websocket = upgrade.is_some();
                     exchange.upgrade = upgrade;
-                    exchange.expects_continue = request.expects_continue();
+                    exchange.expects_continue = request.expects_continue;
                     let seen = service::Request {
-                        method: request.method(),
-                        path: request.path(),
-                        query: request.query(),
+                        method: request.method,
+                        path: request.path,
+                        query: request.query,
                         headers: &HttpHeaders(&request),
                         is_websocket,
-                        has_body: request.has_body(),
+                        has_body: request.body != BodyKind::None,
                         peer: entry.peer,
                     };
                     let outcome = service.on_request(&seen, &mut Context::new(&mut exchange));
@@ -397,7 +399,7 @@ impl Worker {
             if !entry.connection.send_is_shut {
                 entry.connection.send_is_shut = true;
                 if let Some(socket) = &entry.socket {
-                    let _ = sys::shutdown_write(socket.as_fd());
+                    let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Write);
                 }
             }
             if entry.connection.receive_end != ReceiveEnd::Open {
@@ -522,7 +524,7 @@ impl Worker {
         if let Some(socket) = &entry.socket {
             // A duplicate in another process, or in a message that nobody read, must not keep the
             // peer waiting for its FIN. This also ends the operations in flight.
-            let _ = sys::shutdown_both(socket.as_fd());
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
         }
         if entry.receiving {
             self.ring.cancel(receive_operation(key));
