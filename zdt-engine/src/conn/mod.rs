@@ -250,8 +250,7 @@ impl Connection {
         out: &mut Vec<u8>,
     ) -> Option<Event<'b>> {
         let Stage::WebSocket(machine) = &mut self.stage else { unreachable!("checked by caller") };
-        let limits =
-            websocket::Limits { max_message_bytes: environment.limits.max_message_bytes };
+        let limits = websocket::Limits { max_message_bytes: environment.limits.max_message_bytes };
         loop {
             match machine.next_event(input, &limits) {
                 Ok(None) => return None,

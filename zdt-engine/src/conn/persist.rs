@@ -151,10 +151,7 @@ impl Connection {
             stage,
             pending: pending.to_vec(),
             waiting,
-            since_ms: environment
-                .now_ms
-                .saturating_sub(head.waited_ms)
-                .saturating_sub(transit_ms),
+            since_ms: environment.now_ms.saturating_sub(head.waited_ms).saturating_sub(transit_ms),
             receive_end,
             send_is_shut: head.send_is_shut != 0,
         })

@@ -12,8 +12,8 @@ use super::message::{
 };
 use super::outgoing::{Answer, Offer, OfferError, Outgoing};
 use crate::control::{OpenChannel, VersionRange};
-use crate::shm::sealed_copy;
 use crate::shm::channel::ChannelEnd;
+use crate::shm::sealed_copy;
 use crate::sys::EventFd;
 use crate::{fdpass, state, sys};
 

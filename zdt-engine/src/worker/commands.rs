@@ -137,7 +137,9 @@ impl Worker {
                     match serde_json::from_slice(&bytes[..received.bytes]) {
                         Ok(message) => self.on_command(number, message, descriptors),
                         // A later build may know commands that this one does not.
-                        Err(error) => tracing::error!("a control message is not understood: {error}"),
+                        Err(error) => {
+                            tracing::error!("a control message is not understood: {error}")
+                        }
                     }
                 }
             }
@@ -233,7 +235,8 @@ impl Worker {
     fn open_channel(&mut self, info: OpenChannel, fds: Vec<OwnedFd>) -> Result<(), String> {
         let [memory, socket, wake, wake_peer, peer_pidfd] = <[OwnedFd; 5]>::try_from(fds)
             .map_err(|fds| format!("5 descriptors expected, {} received", fds.len()))?;
-        let memory = ChannelMemory::map(memory.as_fd()).map_err(|error| format!("memory: {error}"))?;
+        let memory =
+            ChannelMemory::map(memory.as_fd()).map_err(|error| format!("memory: {error}"))?;
         let end = memory.split(info.is_blue);
         let (wake, wake_peer) = (wake.into(), wake_peer.into());
         let descriptors = Descriptors { socket, wake, wake_peer, peer_pidfd };

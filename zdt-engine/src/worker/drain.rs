@@ -41,11 +41,10 @@ impl Worker {
                 entry.connection.close_after_response();
             }
         }
-        let start_ms =
-            if close_websockets { 0 } else { timeout_ms * CLOSING_PERCENT / 100 };
-        let spread_us = (timeout_ms * CLOSING_PERCENT / 100).saturating_sub(start_ms).max(
-            timeout_ms / 10,
-        ) * 1_000;
+        let start_ms = if close_websockets { 0 } else { timeout_ms * CLOSING_PERCENT / 100 };
+        let spread_us =
+            (timeout_ms * CLOSING_PERCENT / 100).saturating_sub(start_ms).max(timeout_ms / 10)
+                * 1_000;
         let interval_us = spread_us / (to_close.len() as u64).max(1);
         self.drain = Some(Drain {
             deadline_ms: self.now_ms + timeout_ms,

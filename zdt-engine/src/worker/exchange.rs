@@ -75,9 +75,7 @@ impl Actions for Exchange<'_> {
 
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         let done = match self.upgrade.take() {
-            Some(upgrade) => {
-                self.connection.accept_websocket(self.out, *upgrade, subprotocol)
-            }
+            Some(upgrade) => self.connection.accept_websocket(self.out, *upgrade, subprotocol),
             None => false,
         };
         self.check(done, "a WebSocket accepted that nobody asked for");
@@ -97,8 +95,8 @@ impl Actions for Exchange<'_> {
     }
 
     fn set_timer(&mut self, after_ms: Option<u64>) {
-        *self.timer_due_ms = after_ms
-            .map_or(u64::MAX, |after_ms| self.environment.now_ms.saturating_add(after_ms));
+        *self.timer_due_ms =
+            after_ms.map_or(u64::MAX, |after_ms| self.environment.now_ms.saturating_add(after_ms));
     }
 
     fn room(&self) -> usize {

@@ -182,7 +182,8 @@ impl Worker {
     fn collect_answers(&mut self) {
         let timeout_ms = self.configure.config.handoff.offer_timeout_ms;
         let cancelled = self.job.as_ref().is_some_and(|job| job.cancelled);
-        let overdue_before = if cancelled { u64::MAX } else { self.now_ms.saturating_sub(timeout_ms) };
+        let overdue_before =
+            if cancelled { u64::MAX } else { self.now_ms.saturating_sub(timeout_ms) };
         let mut answers = Vec::new();
         for (_, channel) in &mut self.channels {
             if channel.open_offers() > 0 {
@@ -274,8 +275,7 @@ impl Worker {
     fn freeze_more(&mut self) {
         let mut room: usize = {
             let freezing = self.job.as_ref().map_or(0, |job| job.freezing.len());
-            let room: usize =
-                self.channels.iter_mut().map(|(_, channel)| channel.room(0)).sum();
+            let room: usize = self.channels.iter_mut().map(|(_, channel)| channel.room(0)).sum();
             room.saturating_sub(freezing)
         };
         while room > 0 {

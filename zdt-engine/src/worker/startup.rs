@@ -62,7 +62,8 @@ pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!("io_uring_enter: {error}");
-                    worker.tell(&FromWorker::Failed { message: format!("io_uring_enter: {error}") });
+                    worker
+                        .tell(&FromWorker::Failed { message: format!("io_uring_enter: {error}") });
                     ExitCode::FAILURE
                 }
             }
@@ -152,9 +153,7 @@ impl Worker {
         let reattach = descriptors.remove(0);
         let scoreboard = Scoreboard::map_all(shared_descriptors[0].as_fd())?;
         let load_map = match shared_descriptors.get(1) {
-            Some(map) => {
-                Some(LoadMap::map(map.as_fd(), configure.identity.slot as usize + 1)?)
-            }
+            Some(map) => Some(LoadMap::map(map.as_fd(), configure.identity.slot as usize + 1)?),
             None => None,
         };
         let buffers = &configure.config.receive_buffers;

@@ -116,8 +116,9 @@ impl Worker {
     }
 
     fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
-        let Self { entries, service, configure, date, now_ms, info, status, inbox, pushable, .. } =
-            self;
+        let Self {
+            entries, service, configure, date, now_ms, info, status, inbox, pushable, ..
+        } = self;
         let entry = &mut entries[key];
         let config = &configure.config;
         let environment = Environment {
@@ -407,8 +408,8 @@ impl Worker {
             }
         }
         let pending = entry.connection.pending().len();
-        let must_pause = queued > bound
-            || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
+        let must_pause =
+            queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
             if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
                 entry.paused = false;
