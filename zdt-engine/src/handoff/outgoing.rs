@@ -117,21 +117,14 @@ impl Outgoing {
             let offer = &self.offers[index];
             let sequence = offer.sequence;
             let overdue = overdue_before_ms.is_some_and(|limit| offer.offered_ms < limit);
-            let mut state = table.state(sequence);
-            if state == Some(State::Offered)
-                && (overdue || peer_is_dead)
-                && table.reclaim_offered(sequence)
-            {
-                state = Some(State::Reclaimed);
-            } else if state == Some(State::Adopted)
-                && peer_is_dead
-                && table.reclaim_adopted_from_dead(sequence)
-            {
-                state = Some(State::Reclaimed);
-            } else if state == Some(State::Offered) && (overdue || peer_is_dead) {
-                // The peer was faster; what it decided shows now.
-                state = table.state(sequence);
+            // Each attempt is one compare-and-swap; whoever was faster shows in the state after it.
+            if overdue || peer_is_dead {
+                table.reclaim_offered(sequence);
             }
+            if peer_is_dead {
+                table.reclaim_adopted_from_dead(sequence);
+            }
+            let state = table.state(sequence);
             let decided = match state {
                 Some(State::Started | State::Refused | State::Reclaimed) => state,
                 // A word that no longer names this offer was scribbled on by the peer. It cannot

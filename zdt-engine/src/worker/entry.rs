@@ -15,8 +15,6 @@ use crate::uring::Operation;
 pub struct Sending {
     /// For a cancel.
     pub operation: Operation,
-    /// Where in its buffer it began.
-    pub start: u32,
     /// Bytes that it was asked to send.
     pub len: u32,
 }

@@ -4,6 +4,9 @@
 //! it. A first attempt to send never waits and uses a pooled buffer; what the socket does not take
 //! moves to a vector of its own, so that slow clients hold no more than they owe.
 //!
+//! Any step may end the connection, so a step that follows another one looks whether it is still
+//! there. An index is not used again before the completion that is being handled is done with.
+//!
 //! Must not know: listeners, control messages.
 
 use std::net::Shutdown;
@@ -321,7 +324,7 @@ impl Worker {
             0,
             dont_wait,
         );
-        entry.sending = Some(Sending { operation, start: 0, len });
+        entry.sending = Some(Sending { operation, len });
     }
 
     /// Sends what was queued, if nothing is in flight.
@@ -374,7 +377,7 @@ impl Worker {
 
     /// Output has left: the session gets its turn, or what is due is done.
     pub(super) fn give_room(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
+        let Some(entry) = self.entries.get_mut(key) else { return };
         let bound = self.configure.config.limits.send_queue_bytes as usize;
         if entry.is_served()
             && entry.wants_room
@@ -390,7 +393,7 @@ impl Worker {
     /// Does what has become due after any change: an ending connection shuts down, the receive stops
     /// or starts again, deadlines move.
     pub(super) fn settle(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
+        let Some(entry) = self.entries.get_mut(key) else { return };
         if !entry.is_served() {
             return;
         }
@@ -429,7 +432,7 @@ impl Worker {
 
     /// Starts to receive, unless there is a reason not to.
     pub(super) fn arm_receive(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
+        let Some(entry) = self.entries.get_mut(key) else { return };
         let wanted = entry.is_served()
             && !entry.receiving
             && !entry.paused
@@ -442,7 +445,7 @@ impl Worker {
 
     /// Makes sure that the timers ask for this connection in time.
     pub(super) fn schedule(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
+        let Some(entry) = self.entries.get_mut(key) else { return };
         let environment = Environment {
             limits: &self.configure.config.limits,
             websocket: &self.configure.config.websocket,
