@@ -1,11 +1,21 @@
 //! The configuration's types and their defaults.
 //!
 //! [`WorkerConfig`] is the part that a worker needs; the supervisor sends it in the first control
-//! message, so that a worker reads no file and no environment variable.
+//! message, so that a worker reads no file and no environment variable. [`Settings`] is the whole
+//! (see `zdt.toml` at the root of the repository), [`Sources`] where it comes from.
 //!
 //! Must not know: sockets, processes, protocols.
 
+mod settings;
+mod sources;
+
 use serde::{Deserialize, Serialize};
+
+pub use settings::{
+    AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
+    SteeringMode, Strategy,
+};
+pub use sources::{ConfigError, ENVIRONMENT, EnvironmentName, Form, Overrides, Sources};
 
 /// All that a worker is told about its job. Every duration is in milliseconds, every size in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
