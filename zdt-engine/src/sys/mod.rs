@@ -1,1 +1,12 @@
-//! (placeholder)
+//! Small system calls: clocks, process handles, wake-ups, limits, sockets, what the kernel can do.
+//!
+//! Must not know: protocols, processes' roles.
+#![allow(unsafe_code)]
+
+pub mod clock;
+pub mod kernel;
+pub mod process;
+pub mod socket;
+
+pub use clock::{boot_id, boottime_ns, monotonic_ns};
+pub use process::{EventFd, pidfd_open, pidfd_send_signal};
