@@ -189,7 +189,26 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     };
     // Once typed, for an error that shows the line; once as a table, which the others override.
     toml::from_str::<Settings>(&text).map_err(malformed)?;
-    text.parse::<Table>().map_err(malformed)
+    let table = text.parse::<Table>().map_err(malformed)?;
+    let known = Table::try_from(Settings::default()).expect("the defaults are a table");
+    for (section, keys) in &table {
+        let (Value::Table(keys), Some(Value::Table(known))) = (keys, known.get(section)) else {
+            continue;
+        };
+        if let Some(key) = keys.keys().find(|key| !known.contains_key(*key)) {
+            let line = text.lines().position(|line| line.trim_start().starts_with(key.as_str()));
+            let known: Vec<&str> = known.keys().map(String::as_str).collect();
+            return Err(ConfigError::Malformed {
+                path: path.to_owned(),
+                message: format!(
+                    "line {}: unknown field `{key}` in [{section}], expected one of {}",
+                    line.map_or(0, |line| line + 1),
+                    known.join(", ")
+                ),
+            });
+        }
+    }
+    Ok(table)
 }
 
 fn parse(form: Form, text: &str) -> Result<Value, String> {

@@ -105,9 +105,11 @@ pub enum Event {
         /// What, where, what to do.
         message: String,
     },
-    /// A newer reload wants to run.
+    /// The successor would know of this point now.
+    Persisted(Mark),
+    /// A newer reload wants to run; heeded before the flip.
     Supersede,
-    /// The supervisor stops.
+    /// The supervisor stops; heeded before the flip.
     Stop,
     /// Time passed.
     Tick,
@@ -116,7 +118,8 @@ pub enum Event {
 /// Something is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Write down that this point is reached, before what follows.
+    /// Write down that this point is reached, before what follows; answered by
+    /// [`Event::Persisted`].
     Persist(Mark),
     /// Start the green processes; answered by [`Event::Spawned`].
     Spawn,

@@ -17,5 +17,4 @@ mod tests;
 
 pub use machine::{Action, Event, Machine, Mark, Options, Resume};
 pub use verdict::{Blackout, Outcome, Tally, Verdict, lost_connections};
-
-use verdict::Facts;
+pub(in crate::supervisor) use verdict::{Circumstances, Facts};

@@ -1,8 +1,8 @@
 //! The stages of a blue-green reload and the transitions between them.
 //!
 //! ```text
-//! Starting → Proving → Flipping → Settling → HandingOff → Probation → Committing → Finished
-//!     └─────────┴→ Finished        └──────────┴────────────┴→ RollingBack → Returning → Undoing ↗
+//! Starting → Proving → Flipping → Settling → HandingOff → Probation → Deciding → Committing → Finished
+//!     └─────────┴→ Finished  └──────┴────────────┴────────────┴──────────┴→ RollingBack → Returning → Undoing ↗
 //! ```
 //! Must not know: descriptors, sockets, maps, clocks.
 
@@ -23,6 +23,7 @@ pub(super) enum Stage {
     Settling(Settling),
     HandingOff(HandingOff),
     Probation(Probation),
+    Deciding(Deciding),
     Committing(Committing),
     RollingBack(RollingBack),
     Returning(Returning),
@@ -39,6 +40,7 @@ impl Stage {
             Stage::Settling(stage) => stage.handle(shared, now, event),
             Stage::HandingOff(stage) => stage.handle(shared, now, event),
             Stage::Probation(stage) => stage.handle(shared, now, event),
+            Stage::Deciding(stage) => stage.handle(shared, now, event),
             Stage::Committing(stage) => stage.handle(shared, now, event),
             Stage::RollingBack(stage) => stage.handle(shared, now, event),
             Stage::Returning(stage) => stage.handle(shared, now, event),
@@ -58,6 +60,7 @@ impl Stage {
             }
             Stage::HandingOff(stage) => Some(stage.deadline),
             Stage::Probation(stage) => Some(stage.until),
+            Stage::Deciding(stage) => Some(stage.deadline),
             Stage::Committing(stage) => Some(stage.deadline),
             Stage::RollingBack(stage) => Some(stage.deadline),
             Stage::Returning(stage) => Some(stage.deadline),
@@ -74,6 +77,7 @@ impl Stage {
             Stage::Settling(_) => "settling",
             Stage::HandingOff(_) => "handing_off",
             Stage::Probation(_) => "probation",
+            Stage::Deciding(_) => "deciding",
             Stage::Committing(_) => "committing",
             Stage::RollingBack(_) => "rolling_back",
             Stage::Returning(_) => "returning",
@@ -330,7 +334,7 @@ pub(super) struct Probation {
 impl Probation {
     fn begin(shared: &mut Shared, now: Instant) -> Stage {
         if shared.options.probation.is_zero() || shared.live_blue().is_empty() {
-            return Committing::begin(shared, now);
+            return Deciding::begin(shared, now);
         }
         Stage::Probation(Probation { until: now + shared.options.probation })
     }
@@ -340,9 +344,35 @@ impl Probation {
             return fail(shared, why, now);
         }
         if shared.live_blue().is_empty() || is_due(&event, now, self.until) {
-            return Committing::begin(shared, now);
+            return Deciding::begin(shared, now);
         }
         Stage::Probation(self)
+    }
+}
+
+/// The decision is being written down.
+#[derive(Debug)]
+pub(super) struct Deciding {
+    deadline: Instant,
+}
+
+impl Deciding {
+    fn begin(shared: &mut Shared, now: Instant) -> Stage {
+        shared.act(Action::Persist(Mark::Committed));
+        Stage::Deciding(Deciding { deadline: now + shared.options.answer_timeout })
+    }
+
+    fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
+        if let Event::Persisted(Mark::Committed) = event {
+            return Committing::begin(shared, now);
+        }
+        match after_flip(shared, &event) {
+            Some(why) => fail(shared, why, now),
+            None if is_due(&event, now, self.deadline) => {
+                fail(shared, "the commit cannot be written down in time".to_owned(), now)
+            }
+            None => Stage::Deciding(self),
+        }
     }
 }
 
@@ -355,7 +385,6 @@ pub(super) struct Committing {
 
 impl Committing {
     pub fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        shared.act(Action::Persist(Mark::Committed));
         let (reload, drain_ms) = (shared.id, Some(shared.options.drain_ms()));
         let (blue, green) = (shared.live_blue(), shared.live_green());
         if shared.blue.is_empty() {
@@ -379,8 +408,7 @@ impl Committing {
     }
 
     fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        let over = self.waiting.is_empty() || matches!(event, Event::Stop);
-        if over || is_due(event, now, self.deadline) {
+        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
             return finish(shared, Outcome::Committed);
         }
         Stage::Committing(self)
@@ -494,8 +522,7 @@ impl Undoing {
     }
 
     fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        let over = self.waiting.is_empty() || matches!(event, Event::Stop);
-        if over || is_due(event, now, self.deadline) {
+        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
             return finish(shared, Outcome::RolledBack(self.why));
         }
         Stage::Undoing(self)
@@ -607,7 +634,6 @@ fn after_flip(shared: &Shared, event: &Event) -> Option<String> {
             Some(format!("new worker {worker} {how}"))
         }
         Event::Failed { message } => Some(message.clone()),
-        Event::Stop => Some("the supervisor was told to stop".to_owned()),
         _ => None,
     }
 }
@@ -617,7 +643,7 @@ fn fail(shared: &mut Shared, why: String, now: Instant) -> Stage {
     if shared.live_blue().is_empty() && !shared.live_green().is_empty() {
         // Every connection that is left lives in green, and blue is gone.
         shared.facts.warnings.push(why);
-        return Committing::begin(shared, now);
+        return Deciding::begin(shared, now);
     }
     RollingBack::begin(shared, why, now)
 }
