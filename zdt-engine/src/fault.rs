@@ -2,7 +2,8 @@
 //!
 //! Compiled to nothing unless the `fault-points` feature is on, which only the tests turn on. The
 //! variable `ZDT_FAULT` holds a comma-separated list of `NAME@GENERATION=ACTION[:NTH]`; generation 0
-//! is the supervisor, `*` is any process. `NTH` (1 by default) is the passage that triggers it.
+//! is the supervisor, `*` is any process. `NTH` (1 by default) is the passage that triggers it; `*` is
+//! every one.
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; the test sends SIGCONT), `fail`
 //! ([`triggered`] returns true and the caller takes its error path), `exit` (exit code 3).
 //!
@@ -37,6 +38,7 @@ mod armed {
         generation: Option<u32>,
         action: Action,
         passages_left: u32,
+        every: bool,
     }
 
     static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -63,7 +65,8 @@ mod armed {
                     "exit" => Action::Exit,
                     _ => return None,
                 },
-                passages_left: nth.parse().ok()?,
+                every: nth == "*",
+                passages_left: if nth == "*" { 1 } else { nth.parse().ok()? },
             })
         };
         list.split(',')
@@ -88,9 +91,11 @@ mod armed {
             if point.passages_left == 0 {
                 continue;
             }
-            point.passages_left -= 1;
-            if point.passages_left > 0 {
-                continue;
+            if !point.every {
+                point.passages_left -= 1;
+                if point.passages_left > 0 {
+                    continue;
+                }
             }
             eprintln!("fault point {name} triggered in generation {here}");
             match point.action {

@@ -1,1 +1,438 @@
-//! (placeholder)
+//! The protocol stack of one client connection: HTTP/1.1, then perhaps WebSocket.
+//!
+//! A [`Connection`] takes received bytes, yields [`Event`]s for the service and appends what must be
+//! sent to a vector of the caller's. It answers by itself what no service wants to see: pings,
+//! close frames, malformed requests, time-outs. It holds the bytes that no machine could use yet.
+//!
+//! The caller (the worker) owns the socket, the send queue, the clock and the session.
+//!
+//! Must not know: I/O, the clock (time is an argument, in milliseconds of any monotonic clock),
+//! randomness, the service.
+
+mod deadline;
+mod persist;
+mod request;
+
+use crate::config::{Limits, WebSocketOptions};
+use crate::proto::http1::{self, Http1, ResponseState};
+use crate::proto::websocket::{self, MessageKind, WebSocket};
+use crate::proto::{Input, Payload};
+
+pub use deadline::Overdue;
+pub use persist::{KNOWN_SECTIONS, RestoreError};
+pub use request::Upgrade;
+
+use deadline::Waiting;
+
+/// What a connection needs to know about its surroundings, lent for each call.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// Bounds.
+    pub limits: &'a Limits,
+    /// WebSocket options.
+    pub websocket: &'a WebSocketOptions,
+    /// Now.
+    pub now_ms: u64,
+    /// The Date header's value (RFC 9110 §6.6.1).
+    pub date: &'a [u8],
+}
+
+impl Environment<'_> {
+    fn http1_limits(&self) -> http1::Limits {
+        http1::Limits {
+            max_head_bytes: self.limits.max_head_bytes,
+            max_target_bytes: self.limits.max_target_bytes,
+            max_header_count: self.limits.max_header_count,
+            max_body_bytes: self.limits.max_body_bytes,
+        }
+    }
+}
+
+/// What happened on the connection.
+#[derive(Debug)]
+pub enum Event<'b> {
+    /// A request head, and its correct wish for a WebSocket if it has one.
+    Request(http1::Request<'b>, Option<Box<Upgrade>>),
+    /// A piece of the request body.
+    Body(&'b [u8]),
+    /// The request is complete.
+    BodyEnd,
+    /// A whole WebSocket message; text is valid UTF-8.
+    Message {
+        /// Text or binary.
+        kind: MessageKind,
+        /// The payload.
+        payload: Payload<'b>,
+    },
+    /// Nothing more will come for the service: a close handshake or an error. The connection ends
+    /// by itself once its output is flushed.
+    Ended,
+}
+
+enum Stage {
+    Http1(Http1),
+    WebSocket(WebSocket),
+    /// Output is flushed, then the sending direction is shut down, then the peer's end is awaited;
+    /// whatever it still sends is dropped.
+    Ending,
+}
+
+/// How the receiving direction ended, once it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReceiveEnd {
+    /// It has not.
+    Open,
+    /// The peer sent FIN.
+    Fin,
+    /// The socket reported this error number; it does so only once.
+    Error(i32),
+}
+
+/// True while a request waits for its response, or for the rest of it.
+fn is_responding(machine: &Http1) -> bool {
+    matches!(machine.response_state(), ResponseState::Pending | ResponseState::Streaming)
+}
+
+/// One connection. See the module.
+pub struct Connection {
+    stage: Stage,
+    /// Received and not consumed.
+    pending: Vec<u8>,
+    /// What the deadline is for, and since when it runs.
+    waiting: Waiting,
+    since_ms: u64,
+    /// How the receiving direction ended.
+    pub receive_end: ReceiveEnd,
+    /// True once shutdown(SHUT_WR) was called.
+    pub send_is_shut: bool,
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    pub fn new(now_ms: u64) -> Self {
+        Self {
+            stage: Stage::Http1(Http1::new()),
+            pending: Vec::new(),
+            waiting: Waiting::FirstHead,
+            since_ms: now_ms,
+            receive_end: ReceiveEnd::Open,
+            send_is_shut: false,
+        }
+    }
+
+    /// An idle WebSocket without compression, for benches and tests of what is above.
+    pub fn new_websocket(now_ms: u64) -> Self {
+        Self {
+            stage: Stage::WebSocket(WebSocket::new(None)),
+            waiting: Waiting::SignOfLife,
+            ..Self::new(now_ms)
+        }
+    }
+
+    /// Name of the protocol that is spoken, for status and metrics.
+    pub fn protocol(&self) -> &'static str {
+        match &self.stage {
+            Stage::Http1(_) | Stage::Ending => "http1",
+            Stage::WebSocket(_) => "websocket",
+        }
+    }
+
+    /// True once nothing but the flush of the output is left to do.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Ending)
+    }
+
+    /// True for an HTTP connection between two requests: a graceful stop may close it at once.
+    pub fn is_idle_http(&self) -> bool {
+        matches!(&self.stage, Stage::Http1(machine) if machine.is_idle()) && self.pending.is_empty()
+    }
+
+    /// Bytes that were received and wait for the response before them, or for what follows.
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
+    /// Keeps received bytes without looking at them.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        if !self.is_ending() {
+            self.pending.extend_from_slice(bytes);
+        }
+    }
+
+    /// Takes the kept bytes, to be offered to [`Connection::next_event`] again; what that leaves goes
+    /// back by [`Connection::put_back`].
+    pub fn take_pending(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.pending)
+    }
+
+    /// Returns the buffer of [`Connection::take_pending`], of which the first `consumed` bytes are
+    /// used up.
+    pub fn put_back(&mut self, mut buffer: Vec<u8>, consumed: usize) {
+        debug_assert!(self.pending.is_empty());
+        if self.is_ending() || consumed == buffer.len() {
+            return; // an empty vector holds no memory
+        }
+        buffer.drain(..consumed);
+        if buffer.capacity() > 4 * buffer.len().max(64) {
+            buffer.shrink_to_fit();
+        }
+        self.pending = buffer;
+    }
+
+    /// False while received bytes would only pile up: the worker then stops receiving.
+    pub fn wants_input(&self) -> bool {
+        match &self.stage {
+            Stage::Http1(machine) => machine.wants_input(),
+            Stage::WebSocket(_) | Stage::Ending => true,
+        }
+    }
+
+    /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
+    /// the response in progress.
+    pub fn next_event<'b>(
+        &mut self,
+        input: &mut Input<'b>,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Event<'b>> {
+        match &mut self.stage {
+            Stage::Http1(_) => self.next_http1(input, environment, out),
+            Stage::WebSocket(_) => self.next_websocket(input, environment, out),
+            Stage::Ending => {
+                input.take_all();
+                None
+            }
+        }
+    }
+
+    fn next_http1<'b>(
+        &mut self,
+        input: &mut Input<'b>,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Event<'b>> {
+        let Stage::Http1(machine) = &mut self.stage else { unreachable!("checked by the caller") };
+        match machine.next_event(input, &environment.http1_limits()) {
+            Ok(None) => None,
+            Ok(Some(http1::Event::Body(bytes))) => Some(Event::Body(bytes)),
+            Ok(Some(http1::Event::End)) => Some(Event::BodyEnd),
+            Ok(Some(http1::Event::Request(request))) => {
+                match request::wanted_upgrade(&request, environment.websocket) {
+                    Ok(upgrade) => Some(Event::Request(request, upgrade)),
+                    Err(refusal) => {
+                        let body = format!("{}: {}\n", refusal.status, refusal.reason);
+                        machine.close_after_response();
+                        let _ = machine.respond(
+                            out,
+                            refusal.status,
+                            refusal.headers,
+                            body.as_bytes(),
+                            environment.date,
+                        );
+                        self.end();
+                        Some(Event::Ended)
+                    }
+                }
+            }
+            Err(error) => {
+                machine.error_response(out, &error, environment.date);
+                self.end();
+                Some(Event::Ended)
+            }
+        }
+    }
+
+    fn next_websocket<'b>(
+        &mut self,
+        input: &mut Input<'b>,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Event<'b>> {
+        let Stage::WebSocket(machine) = &mut self.stage else { unreachable!("checked by caller") };
+        let limits = websocket::Limits { max_message_bytes: environment.limits.max_message_bytes };
+        loop {
+            match machine.next_event(input, &limits) {
+                Ok(None) => return None,
+                Ok(Some(websocket::Event::Message { kind, payload })) => {
+                    if machine.close_sent() {
+                        continue; // RFC 6455 §1.4: after our close nobody waits for data
+                    }
+                    return Some(Event::Message { kind, payload });
+                }
+                Ok(Some(websocket::Event::Ping(payload))) => machine.write_pong(out, &payload),
+                Ok(Some(websocket::Event::Pong(_))) => {}
+                Ok(Some(websocket::Event::Close { code, .. })) => {
+                    if !machine.close_sent() {
+                        machine.write_close(out, code, "");
+                    }
+                    self.end();
+                    return Some(Event::Ended);
+                }
+                Err(error) => {
+                    if !machine.close_sent() {
+                        machine.write_close(out, Some(error.close_code), error.reason);
+                    }
+                    self.end();
+                    return Some(Event::Ended);
+                }
+            }
+        }
+    }
+
+    /// The peer has ended its direction. True: the service must be told that this is the end.
+    ///
+    /// In HTTP/1.1 a client may send FIN behind its request and still read the response (RFC 9112
+    /// §9.6); a WebSocket without a close frame is over (RFC 6455 §7.1.1).
+    pub fn on_receive_end(&mut self, end: ReceiveEnd) -> bool {
+        self.receive_end = end;
+        let goes_on = match (&self.stage, end) {
+            (Stage::Http1(machine), ReceiveEnd::Fin) => is_responding(machine),
+            _ => false,
+        };
+        if !goes_on && !self.is_ending() {
+            self.end();
+            return true;
+        }
+        false
+    }
+
+    /// For a graceful stop: the response in progress, or the next one, is the last.
+    pub fn close_after_response(&mut self) {
+        if let Stage::Http1(machine) = &mut self.stage {
+            machine.close_after_response();
+        }
+    }
+
+    /// From now on: flush, shut down, wait for the peer's end, close.
+    pub fn end(&mut self) {
+        self.stage = Stage::Ending;
+        self.pending = Vec::new();
+    }
+
+    // ---- What the service does. `None`/`false` where it makes no sense in this stage.
+
+    /// A whole response.
+    pub fn respond(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        body: &[u8],
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        let done = machine.respond(out, status, headers, body, environment.date).is_ok();
+        self.after_response();
+        done
+    }
+
+    /// Head of a response.
+    pub fn start_response(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        length: http1::BodyLength,
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        machine.start_response(out, status, headers, length, environment.date).is_ok()
+    }
+
+    /// A piece of the response body.
+    pub fn write_body(&mut self, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        machine.write_body(out, bytes).is_ok()
+    }
+
+    /// End of the response body.
+    pub fn finish_response(&mut self, out: &mut Vec<u8>) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        let finished = machine.finish_response(out).is_ok();
+        self.after_response();
+        finished
+    }
+
+    /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
+    pub fn send_continue(&mut self, out: &mut Vec<u8>) {
+        if let Stage::Http1(machine) = &mut self.stage {
+            machine.send_continue(out);
+        }
+    }
+
+    /// True when the exchange is over in both directions, so that its session can go.
+    pub fn is_exchange_over(&self) -> bool {
+        match &self.stage {
+            Stage::Http1(machine) => !is_responding(machine),
+            Stage::WebSocket(_) => false,
+            Stage::Ending => true,
+        }
+    }
+
+    /// True while the service owes the head of a response.
+    pub fn is_response_due(&self) -> bool {
+        matches!(&self.stage, Stage::Http1(machine)
+            if machine.response_state() == ResponseState::Pending)
+    }
+
+    fn after_response(&mut self) {
+        if let Stage::Http1(machine) = &self.stage
+            && !is_responding(machine)
+            && !machine.keep_alive()
+        {
+            self.end();
+        }
+    }
+
+    /// To be called when the input has been worked through: after the peer's FIN nothing follows the
+    /// last response.
+    pub fn after_input(&mut self) {
+        if let Stage::Http1(machine) = &self.stage
+            && self.receive_end != ReceiveEnd::Open
+            && !is_responding(machine)
+        {
+            self.end();
+        }
+    }
+
+    /// Switches to WebSocket.
+    pub fn accept_websocket(
+        &mut self,
+        out: &mut Vec<u8>,
+        upgrade: Upgrade,
+        subprotocol: Option<&str>,
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        if upgrade.write_response(machine, out, subprotocol).is_err() {
+            return false;
+        }
+        self.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
+        true
+    }
+
+    /// A WebSocket message.
+    pub fn send_message(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        kind: MessageKind,
+        payload: &[u8],
+    ) -> bool {
+        let Stage::WebSocket(machine) = &mut self.stage else { return false };
+        if machine.close_sent() {
+            return false;
+        }
+        machine.write_message(out, kind, payload, environment.websocket.deflate_threshold_bytes);
+        true
+    }
+
+    /// Starts the close handshake; the peer's answer, or a deadline, ends the connection.
+    pub fn close_websocket(&mut self, out: &mut Vec<u8>, code: u16, reason: &str) -> bool {
+        let Stage::WebSocket(machine) = &mut self.stage else { return false };
+        if !machine.close_sent() {
+            machine.write_close(out, Some(code), reason);
+        }
+        true
+    }
+}

@@ -158,23 +158,19 @@ pub enum ToWorker {
     },
     /// After a rollback: arm the accepts again on the listeners that are still held.
     ResumeAccepting,
+    /// Cancel the accepts of these listeners, accept what is queued on them, close them.
+    ForgetListeners {
+        /// Ids of the listeners.
+        ids: Vec<u64>,
+    },
     /// The channels of this reload are closed for good; answered by [`FromWorker::Committed`]. With
     /// `drain_ms` the worker also closes its listeners, serves what stayed until the deadline, and
-    /// exits. Without, it goes on accepting from all its listeners until it is told to `Forget` some.
+    /// exits.
     Commit {
         /// The reload.
         reload: u64,
         /// Present for the outgoing side only.
         drain_ms: Option<u64>,
-    },
-    /// These listeners of an earlier generation have been out of the maps for longer than a SYN-ACK
-    /// is retransmitted, and the supervisor has closed its duplicates: stop accepting from them,
-    /// accept what is queued, close them, then accept once from the own ones without waiting (the
-    /// kernel may just have moved a connection there, and not every kernel wakes the poller for
-    /// that). Unknown ids are ignored; not answered.
-    Forget {
-        /// [`ListenerInfo::id`] of each.
-        listeners: Vec<u64>,
     },
     /// Graceful stop: close the listeners, answer what is being asked, close WebSockets with 1001
     /// spread over the time, exit when nothing is left or at the deadline.

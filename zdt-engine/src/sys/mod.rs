@@ -7,6 +7,7 @@ pub mod clock;
 pub mod kernel;
 pub mod process;
 pub mod socket;
+pub mod unix;
 
 pub use clock::{boot_id, boottime_ns, monotonic_ns};
 pub use process::{EventFd, pidfd_open, pidfd_send_signal};

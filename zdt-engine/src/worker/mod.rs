@@ -1,1 +1,97 @@
-//! (placeholder)
+//! One worker: one process, one thread, one io_uring; it serves connections and hands them off.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `startup` | from the control descriptor to a worker that can run |
+//! | `event_loop` | waits, dispatches completions, runs timers |
+//! | `entry` | one connection with its socket, session and send queue |
+//! | `traffic` | bytes in, bytes out, back-pressure, end of a connection |
+//! | `exchange` | what a service does to its connection |
+//! | `accept` | listeners, limits, probes |
+//! | `commands` | control messages |
+//! | `outgoing`, `incoming` | the two directions of a handoff |
+//! | `record` | one connection as a state record |
+//! | `inbox` | messages from other threads |
+//!
+//! Must not know: eBPF, other processes beyond its channels.
+
+mod accept;
+mod commands;
+mod drain;
+mod entry;
+mod event_loop;
+mod exchange;
+mod inbox;
+mod incoming;
+mod outgoing;
+mod record;
+mod startup;
+mod timers;
+mod tokens;
+mod traffic;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::control::{Configure, WorkerStatus};
+use crate::handoff::Channel;
+use crate::service::{Service, WorkerInfo};
+use crate::shm::scoreboard::{LoadMap, Scoreboard, SlotFigures};
+use crate::uring::Ring;
+
+use accept::Listener;
+use commands::ControlLink;
+use drain::Drain;
+use entry::{BufferPool, Entry};
+use inbox::Inbox;
+use incoming::Intake;
+use outgoing::HandoffJob;
+use timers::Timers;
+
+pub use record::bench_roundtrip;
+pub use startup::main;
+
+/// All that a worker has. The parts are separate fields so that a connection, the service and the
+/// ring can be borrowed at the same time.
+struct Worker {
+    ring: Ring,
+    configure: Configure,
+    info: WorkerInfo,
+    service: Box<dyn Service>,
+    entries: Slab<Entry>,
+    timers: Timers,
+    buffers: BufferPool,
+    date: event_loop::DateCache,
+    now_ms: u64,
+    next_connection: u64,
+    status: WorkerStatus,
+    by_address: HashMap<std::net::IpAddr, u32>,
+
+    /// Connections to supervisors: the one that is listened to, and later ones that have not asked
+    /// to take over yet.
+    links: Vec<ControlLink>,
+    next_link: usize,
+    reattach: OwnedFd,
+    scoreboard: Scoreboard,
+    spare_figures: SlotFigures,
+    load_map: Option<LoadMap>,
+    /// Kept to be handed to a later supervisor.
+    shared_descriptors: Vec<OwnedFd>,
+
+    listeners: Slab<Listener>,
+    accepting: bool,
+    probes: Vec<accept::Probe>,
+
+    channels: Slab<Channel>,
+    job: Option<HandoffJob>,
+    intake: Intake,
+
+    inbox: Arc<Inbox>,
+    pushable: HashMap<u64, usize>,
+
+    drain: Option<Drain>,
+    exit: bool,
+}

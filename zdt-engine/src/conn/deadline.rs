@@ -1,0 +1,156 @@
+//! What a connection waits for, and for how long.
+//!
+//! There is one deadline at a time: what the peer owes next. It moves when the kind of debt changes
+//! or when the peer pays a part of it; a request head must be complete in time however steadily its
+//! bytes trickle in.
+//!
+//! Must not know: the clock, timers; the caller asks for the deadline and reports that it passed.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Connection, Environment, Stage, is_responding};
+use crate::proto::http1;
+
+/// How long an ending connection waits for the peer's FIN before it is closed.
+const LINGER_MS: u64 = 2_000;
+
+/// What the peer owes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Waiting {
+    /// The first request head, from the accept on.
+    FirstHead,
+    /// A later request head, from its first byte on.
+    Head,
+    /// The first byte of a next request.
+    NextRequest,
+    /// Request body bytes, or room in its receive window for what is queued.
+    Progress,
+    /// Nothing: the service works.
+    Service,
+    /// Anything at all, on a WebSocket.
+    SignOfLife,
+    /// The answer to our ping.
+    Pong,
+    /// The answer to our close frame, or the end after it.
+    CloseFrame,
+    /// The FIN.
+    End,
+}
+
+impl Waiting {
+    pub(super) const ALL: [Waiting; 9] = [
+        Waiting::FirstHead,
+        Waiting::Head,
+        Waiting::NextRequest,
+        Waiting::Progress,
+        Waiting::Service,
+        Waiting::SignOfLife,
+        Waiting::Pong,
+        Waiting::CloseFrame,
+        Waiting::End,
+    ];
+}
+
+/// What the caller has to do about a deadline that has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// It had not passed after all, or what had to be done is in the output.
+    Nothing,
+    /// The connection ends in good order: flush the output, tell the service.
+    End,
+    /// The peer is dead or hostile: close at once, tell the service.
+    Drop,
+}
+
+impl Connection {
+    /// To be called after every batch of input and after every flush: works out what is waited for.
+    /// `received` or `sent` say whether the peer gave or took any bytes since the last call.
+    pub fn on_progress(&mut self, now_ms: u64, progress: bool, has_unsent: bool) {
+        let waiting = match &self.stage {
+            Stage::Ending => Waiting::End,
+            Stage::WebSocket(machine) if machine.close_sent() => Waiting::CloseFrame,
+            Stage::WebSocket(_) if has_unsent => Waiting::Progress,
+            Stage::WebSocket(_) => match self.waiting {
+                Waiting::Pong if !progress => Waiting::Pong,
+                _ => Waiting::SignOfLife,
+            },
+            Stage::Http1(machine) => {
+                if has_unsent || (is_responding(machine) && machine.wants_input()) {
+                    Waiting::Progress
+                } else if is_responding(machine) {
+                    Waiting::Service
+                } else if !self.pending.is_empty() || !machine.is_idle() {
+                    match self.waiting {
+                        Waiting::FirstHead => Waiting::FirstHead,
+                        _ => Waiting::Head,
+                    }
+                } else {
+                    match self.waiting {
+                        Waiting::FirstHead => Waiting::FirstHead,
+                        _ => Waiting::NextRequest,
+                    }
+                }
+            }
+        };
+        let restarts = match waiting {
+            Waiting::Progress | Waiting::SignOfLife => progress,
+            // A whole exchange may have passed since the last call.
+            Waiting::NextRequest => progress,
+            _ => false,
+        };
+        if restarts || waiting != self.waiting {
+            self.since_ms = now_ms;
+            self.waiting = waiting;
+        }
+    }
+
+    /// When the peer must have paid.
+    pub fn deadline_ms(&self, environment: &Environment<'_>) -> Option<u64> {
+        let limits = environment.limits;
+        let options = environment.websocket;
+        let after_ms = match self.waiting {
+            Waiting::FirstHead | Waiting::Head => limits.header_timeout_ms,
+            Waiting::NextRequest => limits.keep_alive_timeout_ms,
+            Waiting::Progress => limits.stall_timeout_ms,
+            Waiting::Service => return None,
+            Waiting::SignOfLife if options.ping_interval_ms == 0 => return None,
+            Waiting::SignOfLife => options.ping_interval_ms,
+            Waiting::Pong | Waiting::CloseFrame => options.pong_timeout_ms,
+            Waiting::End => LINGER_MS,
+        };
+        Some(self.since_ms.saturating_add(after_ms))
+    }
+
+    /// The deadline has passed.
+    pub fn on_deadline(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) -> Overdue {
+        let due = self.deadline_ms(environment);
+        if due.is_none_or(|due| due > environment.now_ms) {
+            return Overdue::Nothing;
+        }
+        match (self.waiting, &mut self.stage) {
+            (Waiting::SignOfLife, Stage::WebSocket(machine)) => {
+                machine.write_ping(out, b"");
+                self.waiting = Waiting::Pong;
+                self.since_ms = environment.now_ms;
+                Overdue::Nothing
+            }
+            (Waiting::FirstHead | Waiting::Head, Stage::Http1(machine)) => {
+                if !self.pending.is_empty() {
+                    // RFC 9110 §15.5.9.
+                    machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
+                }
+                self.end();
+                Overdue::End
+            }
+            (Waiting::NextRequest, _) => {
+                self.end();
+                Overdue::End
+            }
+            _ => {
+                self.end();
+                Overdue::Drop
+            }
+        }
+    }
+}

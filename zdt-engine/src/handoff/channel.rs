@@ -1,0 +1,454 @@
+//! One end of a channel: greeting, offers out, offers in, end.
+//!
+//! Must not know: the worker's loop. The caller polls [`Channel::socket`], [`Channel::wake`] and
+//! [`Channel::peer_pidfd`] for reading and calls the handler of the one that is ready.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::incoming::{self, Arrival, RECORD_IN_MEMFD, RECORD_INLINE};
+use super::message::{
+    self, BatchEntry, Decoded, MAX_BATCH_FDS, MAX_MESSAGE_BYTES, PeerHello, Role,
+};
+use super::outgoing::{Answer, Offer, OfferError, Outgoing};
+use crate::control::{OpenChannel, VersionRange};
+use crate::shm::channel::ChannelEnd;
+use crate::shm::sealed_copy;
+use crate::sys::EventFd;
+use crate::{fdpass, state, sys};
+
+/// Versions of the handoff protocol that this build speaks.
+pub const HANDOFF_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
+
+/// Records above this travel in a memfd: a quarter of the ring.
+const MAX_INLINE_RECORD: usize = crate::shm::channel::RING_BYTES / 4;
+
+/// How far a channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The own hello is sent, the peer's has not come.
+    Greeting,
+    /// Offers may go both ways.
+    Open,
+    /// No further offers. The open ones are still settled through the ownership table.
+    Closed,
+}
+
+/// Why a channel is closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The peer did what the protocol forbids.
+    #[error("the peer broke the handoff protocol: {0}")]
+    Protocol(String),
+    /// The peer has closed its end, or is gone.
+    #[error("the peer closed the channel")]
+    Closed,
+    /// The two builds have no version in common.
+    #[error("no common version: {0}")]
+    Version(String),
+    /// The kernel said no.
+    #[error("handoff socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What [`Channel::receive`] found.
+#[derive(Debug)]
+pub enum Received {
+    /// The peer's hello fits; the channel is open.
+    Greeted,
+    /// Offers to be adopted or refused are in the list that was passed in.
+    Offers,
+    /// A message for a connection that came over earlier.
+    Push {
+        /// Id of the connection.
+        connection: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Nothing more for now.
+    Nothing,
+}
+
+/// The descriptors that come with [`OpenChannel`].
+#[derive(Debug)]
+pub struct Descriptors {
+    /// This end of the seqpacket pair.
+    pub socket: OwnedFd,
+    /// Wakes this end.
+    pub wake: EventFd,
+    /// Wakes the peer.
+    pub wake_peer: EventFd,
+    /// Becomes readable when the peer has died.
+    pub peer_pidfd: OwnedFd,
+}
+
+/// See the module.
+pub struct Channel {
+    /// What the supervisor said about it.
+    pub info: OpenChannel,
+    phase: Phase,
+    /// Set when the channel is closed for a reason.
+    failure: Option<String>,
+    end: ChannelEnd,
+    descriptors: Descriptors,
+    outgoing: Outgoing,
+    window: usize,
+    peer_is_dead: bool,
+    /// Answers were written since the peer was last woken.
+    answers_unannounced: bool,
+    /// The peer's socket was full; try again after a wake-up.
+    send_blocked: bool,
+    message: Vec<u8>,
+    spare_records: Vec<Vec<u8>>,
+}
+
+impl Channel {
+    /// Opens this end and sends its hello.
+    pub fn open(
+        info: OpenChannel,
+        end: ChannelEnd,
+        descriptors: Descriptors,
+        window: usize,
+    ) -> Result<Self, ChannelError> {
+        let hello = message::encode_hello(&PeerHello {
+            protocol: HANDOFF_VERSIONS,
+            state_reads: state::FORMAT_READS,
+            state_writes: state::FORMAT_WRITES,
+            reload: info.reload,
+            channel: info.channel,
+        });
+        fdpass::send(descriptors.socket.as_fd(), &[IoSlice::new(&hello)], &[])?;
+        Ok(Self {
+            info,
+            phase: Phase::Greeting,
+            failure: None,
+            end,
+            descriptors,
+            outgoing: Outgoing::new(),
+            window,
+            peer_is_dead: false,
+            answers_unannounced: false,
+            send_blocked: false,
+            message: Vec::new(),
+            spare_records: Vec::new(),
+        })
+    }
+
+    /// To be polled for messages.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.descriptors.socket.as_fd()
+    }
+
+    /// To be polled for wake-ups.
+    pub fn wake(&self) -> BorrowedFd<'_> {
+        self.descriptors.wake.as_fd()
+    }
+
+    /// To be polled for the peer's death.
+    pub fn peer_pidfd(&self) -> BorrowedFd<'_> {
+        self.descriptors.peer_pidfd.as_fd()
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Why it was closed, if it failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// True once the peer's pidfd has fired.
+    pub fn peer_is_dead(&self) -> bool {
+        self.peer_is_dead
+    }
+
+    /// How many more connections may be frozen for this channel, when `freezing` already are.
+    pub fn room(&mut self, freezing: usize) -> usize {
+        if self.phase != Phase::Open || self.info.write_format.is_none() || self.send_blocked {
+            return 0;
+        }
+        // Half of the ring is kept for records that are larger than the usual ones.
+        let free_bytes = self.end.producer.free_bytes().unwrap_or(0);
+        if free_bytes < crate::shm::channel::RING_BYTES / 2 {
+            return 0;
+        }
+        self.window.saturating_sub(self.outgoing.open() + freezing)
+    }
+
+    /// Offers without an answer.
+    pub fn open_offers(&self) -> usize {
+        self.outgoing.open()
+    }
+
+    /// Publishes the record and puts the connection on offer; [`Channel::flush`] sends the
+    /// descriptors.
+    pub fn offer(
+        &mut self,
+        key: u64,
+        record: &[u8],
+        socket: OwnedFd,
+        now_ms: u64,
+    ) -> Result<(), OfferError> {
+        if self.phase != Phase::Open {
+            return Err(OfferError::Closed(socket));
+        }
+        let sequence = self.outgoing.next_sequence();
+        let memfd = if record.len() > MAX_INLINE_RECORD {
+            match sealed_copy("zdt-record", &[record]) {
+                Ok(memfd) => Some(memfd),
+                Err(_) => return Err(OfferError::Full(socket)),
+            }
+        } else {
+            None
+        };
+        let length = (record.len() as u64).to_le_bytes();
+        let (kind, bytes) = match memfd {
+            None => (RECORD_INLINE, record),
+            Some(_) => (RECORD_IN_MEMFD, &length[..]),
+        };
+        // The word first: a record in the ring whose word is refused would share its sequence with
+        // the next offer. The peer looks at neither before the descriptors come.
+        if !self.end.outgoing.offer(sequence) {
+            return Err(OfferError::Full(socket));
+        }
+        if self.end.producer.push(&[bytes], kind, sequence).is_err() {
+            self.end.outgoing.reclaim_offered(sequence);
+            self.end.outgoing.release(sequence);
+            return Err(OfferError::Full(socket));
+        }
+        fault_point!("offer.recorded");
+        self.end.producer.publish();
+        fault_point!("offer.published");
+        self.outgoing.push(Offer { key, sequence, socket, record: memfd, offered_ms: now_ms });
+        Ok(())
+    }
+
+    /// Sends the descriptors of what is on offer. A full socket is not an error: the peer's answers
+    /// are waited for.
+    pub fn flush(&mut self) -> Result<(), ChannelError> {
+        self.send_blocked = false;
+        while self.phase == Phase::Open && self.outgoing.unsent_count() > 0 {
+            let mut entries = Vec::with_capacity(MAX_BATCH_FDS);
+            let mut descriptors = Vec::with_capacity(MAX_BATCH_FDS);
+            let mut offers = 0;
+            for offer in self.outgoing.unsent() {
+                let wanted = 1 + usize::from(offer.record.is_some());
+                if entries.len() + wanted > MAX_BATCH_FDS {
+                    break;
+                }
+                entries.push(BatchEntry { sequence: offer.sequence, role: Role::Client });
+                descriptors.push(offer.socket.as_fd());
+                if let Some(record) = &offer.record {
+                    entries.push(BatchEntry { sequence: offer.sequence, role: Role::Record });
+                    descriptors.push(record.as_fd());
+                }
+                offers += 1;
+            }
+            message::encode_batch(&entries, &mut self.message);
+            fault_point!("offer.before_descriptors");
+            let sent = fdpass::send(
+                self.descriptors.socket.as_fd(),
+                &[IoSlice::new(&self.message)],
+                &descriptors,
+            );
+            match sent {
+                Ok(_) => self.outgoing.mark_sent(offers),
+                Err(error) if is_congestion(&error) => {
+                    self.send_blocked = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(self.fail(ChannelError::Io(error))),
+            }
+            fault_point!("offer.after_descriptors");
+        }
+        Ok(())
+    }
+
+    /// True when [`Channel::flush`] has to be tried again.
+    pub fn has_unsent(&self) -> bool {
+        self.outgoing.unsent_count() > 0
+    }
+
+    /// Sends a pushed message after a connection that has moved. False if it could not be sent.
+    pub fn forward_push(&mut self, connection: u64, bytes: &[u8]) -> bool {
+        let message = message::encode_push(connection, bytes);
+        message.len() <= MAX_MESSAGE_BYTES
+            && fdpass::send(self.socket(), &[IoSlice::new(&message)], &[]).is_ok()
+    }
+
+    /// Collects answers; see [`Outgoing::collect`].
+    pub fn collect(&mut self, overdue_before_ms: Option<u64>, answers: &mut Vec<Answer>) {
+        // A closed channel brings no descriptor to the peer any more that it has not got already.
+        let overdue = if self.phase == Phase::Closed { Some(u64::MAX) } else { overdue_before_ms };
+        self.outgoing.collect(&self.end.outgoing, overdue, self.peer_is_dead, answers);
+    }
+
+    /// When the oldest open offer was made.
+    pub fn oldest_offer_ms(&self) -> Option<u64> {
+        self.outgoing.oldest_ms()
+    }
+
+    /// The pidfd fired: what the peer adopted and did not start may be taken back.
+    pub fn on_peer_death(&mut self) {
+        self.peer_is_dead = true;
+    }
+
+    /// The eventfd fired.
+    pub fn on_wake(&mut self) {
+        let _ = self.descriptors.wake.take();
+        self.send_blocked = false;
+    }
+
+    /// Receives one message. Offers are appended to `arrivals`.
+    pub fn receive(&mut self, arrivals: &mut Vec<Arrival>) -> Result<Received, ChannelError> {
+        if self.phase == Phase::Closed {
+            return Ok(Received::Nothing);
+        }
+        let mut bytes = std::mem::take(&mut self.message);
+        bytes.resize(MAX_MESSAGE_BYTES, 0);
+        let mut descriptors = Vec::new();
+        let received =
+            fdpass::receive(self.descriptors.socket.as_fd(), &mut bytes, &mut descriptors);
+        let outcome = match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Received::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Nothing),
+            Err(error) => Err(ChannelError::Io(error)),
+            Ok(received) if received.bytes == 0 => Err(ChannelError::Closed),
+            Ok(received) if received.control_truncated => Err(ChannelError::Protocol(
+                "descriptors were cut off (MSG_CTRUNC): no free descriptors here?".to_owned(),
+            )),
+            Ok(received) if received.truncated => {
+                Err(ChannelError::Protocol("an overlong message".to_owned()))
+            }
+            Ok(received) => self.on_message(&bytes[..received.bytes], descriptors, arrivals),
+        };
+        self.message = bytes;
+        outcome.map_err(|error| self.fail(error))
+    }
+
+    fn on_message(
+        &mut self,
+        bytes: &[u8],
+        descriptors: Vec<OwnedFd>,
+        arrivals: &mut Vec<Arrival>,
+    ) -> Result<Received, ChannelError> {
+        let decoded = message::decode(bytes).map_err(ChannelError::Protocol)?;
+        match (decoded, self.phase) {
+            (Decoded::Hello(hello), Phase::Greeting) => {
+                self.check_hello(&hello)?;
+                self.phase = Phase::Open;
+                Ok(Received::Greeted)
+            }
+            (Decoded::Batch(entries), Phase::Open) => {
+                fault_point!("adopt.received");
+                let spare = &mut self.spare_records;
+                incoming::pair(
+                    &entries,
+                    descriptors,
+                    &mut self.end.consumer,
+                    || spare.pop().unwrap_or_default(),
+                    arrivals,
+                )
+                .map_err(ChannelError::Protocol)?;
+                Ok(Received::Offers)
+            }
+            (Decoded::Push { connection, bytes }, Phase::Open) => {
+                Ok(Received::Push { connection, bytes: bytes.to_vec() })
+            }
+            (_, phase) => {
+                Err(ChannelError::Protocol(format!("a message that does not fit {phase:?}")))
+            }
+        }
+    }
+
+    fn check_hello(&self, hello: &PeerHello) -> Result<(), ChannelError> {
+        if HANDOFF_VERSIONS.newest_common(hello.protocol).is_none() {
+            return Err(ChannelError::Version(format!(
+                "handoff protocol: the peer speaks {:?}, this build {HANDOFF_VERSIONS:?}",
+                hello.protocol
+            )));
+        }
+        if (hello.reload, hello.channel) != (self.info.reload, self.info.channel) {
+            return Err(ChannelError::Protocol(format!(
+                "the peer is on channel {} of reload {}, this end on {} of {}",
+                hello.channel, hello.reload, self.info.channel, self.info.reload
+            )));
+        }
+        if let Some(format) = self.info.write_format
+            && !(hello.state_reads.oldest..=hello.state_reads.newest).contains(&format)
+        {
+            return Err(ChannelError::Version(format!(
+                "state format {format}: the peer reads {:?}",
+                hello.state_reads
+            )));
+        }
+        Ok(())
+    }
+
+    /// The record buffer of an arrival may be used again.
+    pub fn recycle(&mut self, mut record: Vec<u8>) {
+        if record.capacity() <= 64 << 10 && self.spare_records.len() < self.window {
+            record.clear();
+            self.spare_records.push(record);
+        }
+    }
+
+    /// Takes ownership of an offer. False: somebody else was faster; close the descriptor.
+    pub fn adopt(&mut self, sequence: u64) -> bool {
+        let adopted = self.end.incoming.adopt(sequence);
+        fault_point!("adopt.adopted");
+        adopted
+    }
+
+    /// From here on this process does I/O on it. False: it was taken back.
+    pub fn start(&mut self, sequence: u64) -> bool {
+        let started = self.end.incoming.start(sequence);
+        self.answers_unannounced = true;
+        fault_point!("adopt.started");
+        started
+    }
+
+    /// Declines an offer. The caller has closed its descriptor before.
+    pub fn refuse(&mut self, sequence: u64) {
+        self.end.incoming.refuse(sequence);
+        self.answers_unannounced = true;
+    }
+
+    /// Wakes the peer if there are answers that it has not been told of.
+    pub fn announce_answers(&mut self) {
+        if std::mem::take(&mut self.answers_unannounced) {
+            let _ = self.descriptors.wake_peer.signal();
+        }
+    }
+
+    /// Ends the channel in good order. Open offers are settled by [`Channel::collect`].
+    pub fn close(&mut self) {
+        if self.phase != Phase::Closed {
+            self.phase = Phase::Closed;
+            // The peer must see the end even while this process keeps the descriptor for a moment.
+            let _ = sys::socket::shutdown(self.socket(), std::net::Shutdown::Both);
+        }
+    }
+
+    /// Ends this side: the memory is unmapped, the descriptors are left to be closed.
+    pub fn into_descriptors(self) -> [OwnedFd; 4] {
+        let Descriptors { socket, wake, wake_peer, peer_pidfd } = self.descriptors;
+        [socket, wake.into(), wake_peer.into(), peer_pidfd]
+    }
+
+    fn fail(&mut self, error: ChannelError) -> ChannelError {
+        self.failure.get_or_insert_with(|| error.to_string());
+        self.close();
+        error
+    }
+}
+
+/// Errors of sendmsg(2) that mean "later": see unix(7), ETOOMANYREFS.
+fn is_congestion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS | libc::ENOMEM | libc::EINTR)
+    )
+}

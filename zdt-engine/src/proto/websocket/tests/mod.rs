@@ -1,0 +1,5 @@
+//! Tests of the whole machine: cases by hand, every split of random traffic, and a move to another
+//! machine after every byte.
+
+mod cases;
+mod peer;

@@ -1,0 +1,182 @@
+//! What a service can do: [`Context`], over the [`Actions`] that the worker provides.
+//!
+//! Must not know: how the bytes get out.
+
+use std::sync::Arc;
+
+use super::ConnectionId;
+
+/// Length of a response body, known before it begins or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// Exactly this many bytes will be written.
+    Known(u64),
+    /// Found out on the way (chunked in HTTP/1.1).
+    Unknown,
+}
+
+/// Where and who the worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerInfo {
+    /// Process id.
+    pub pid: u32,
+    /// Number of the worker.
+    pub worker: u32,
+    /// Generation that it belongs to.
+    pub generation: u32,
+}
+
+/// What the worker offers to a session, for one stream of one connection.
+///
+/// Bytes are queued; nothing here blocks or fails. Calls that make no sense (a second response, a
+/// body beyond its announced length, a message where there is no WebSocket) are dropped and end the
+/// connection, since the service is at fault: the worker logs it.
+pub trait Actions {
+    /// A whole response.
+    fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]);
+    /// Head of a response whose body follows.
+    fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength);
+    /// A piece of the body.
+    fn write_body(&mut self, bytes: &[u8]);
+    /// End of the body.
+    fn finish_response(&mut self);
+    /// 101 (or 200 in HTTP/2).
+    fn accept_websocket(&mut self, subprotocol: Option<&str>);
+    /// A WebSocket message.
+    fn send_message(&mut self, text: bool, payload: &[u8]);
+    /// Starts the close handshake.
+    fn close_websocket(&mut self, code: u16, reason: &str);
+    /// Sets the session's only timer.
+    fn set_timer(&mut self, after_ms: Option<u64>);
+    /// Free bytes in the send queue.
+    fn room(&self) -> usize;
+    /// See [`Context::want_room`].
+    fn want_room(&mut self);
+    /// See [`Context::pusher`].
+    fn push_sink(&mut self) -> Arc<dyn PushSink>;
+    /// Id of the connection.
+    fn connection(&self) -> ConnectionId;
+    /// The worker.
+    fn worker(&self) -> WorkerInfo;
+}
+
+/// A service's hands: valid during one call.
+pub struct Context<'a> {
+    actions: &'a mut dyn Actions,
+}
+
+impl<'a> Context<'a> {
+    /// Wraps what the worker provides.
+    pub fn new(actions: &'a mut dyn Actions) -> Self {
+        Self { actions }
+    }
+
+    /// Sends a whole response.
+    pub fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
+        self.actions.respond(status, headers, body);
+    }
+
+    /// Starts a response whose body follows by [`Context::write_body`].
+    pub fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength) {
+        self.actions.start_response(status, headers, length);
+    }
+
+    /// Sends a piece of the body. Look at [`Context::room`] first: the queue takes it all, but a
+    /// service that never looks makes slow clients hold memory.
+    pub fn write_body(&mut self, bytes: &[u8]) {
+        self.actions.write_body(bytes);
+    }
+
+    /// Ends the body.
+    pub fn finish_response(&mut self) {
+        self.actions.finish_response();
+    }
+
+    /// Accepts the WebSocket that the request asks for, with one of the subprotocols it offered.
+    /// permessage-deflate is negotiated by the engine.
+    pub fn accept_websocket(&mut self, subprotocol: Option<&str>) {
+        self.actions.accept_websocket(subprotocol);
+    }
+
+    /// Sends a text message.
+    pub fn send_text(&mut self, text: &str) {
+        self.actions.send_message(true, text.as_bytes());
+    }
+
+    /// Sends a binary message.
+    pub fn send_binary(&mut self, bytes: &[u8]) {
+        self.actions.send_message(false, bytes);
+    }
+
+    /// Starts the close handshake (RFC 6455 §7.1.2) with a code of §7.4 and at most 123 bytes.
+    pub fn close_websocket(&mut self, code: u16, reason: &str) {
+        self.actions.close_websocket(code, reason);
+    }
+
+    /// Calls [`super::Session::on_timer`] once after that many milliseconds, also in another
+    /// generation. A session has one timer; setting it again replaces it.
+    pub fn set_timer(&mut self, after_ms: u64) {
+        self.actions.set_timer(Some(after_ms));
+    }
+
+    /// Forgets the timer.
+    pub fn clear_timer(&mut self) {
+        self.actions.set_timer(None);
+    }
+
+    /// Bytes that the send queue still takes before it is over its bound.
+    pub fn room(&self) -> usize {
+        self.actions.room()
+    }
+
+    /// Asks for [`super::Session::on_room`] as soon as at least half of the send queue is free,
+    /// once. Survives a handoff.
+    pub fn want_room(&mut self) {
+        self.actions.want_room();
+    }
+
+    /// A handle with which other threads of this process reach this session.
+    pub fn pusher(&mut self) -> Pusher {
+        Pusher { connection: self.actions.connection(), sink: self.actions.push_sink() }
+    }
+
+    /// Id of the connection: the same in every generation.
+    pub fn connection(&self) -> ConnectionId {
+        self.actions.connection()
+    }
+
+    /// The worker that runs this call.
+    pub fn worker(&self) -> WorkerInfo {
+        self.actions.worker()
+    }
+}
+
+/// Takes bytes from other threads; the worker's side of a [`Pusher`].
+pub trait PushSink: Send + Sync {
+    /// Queues bytes for the connection's session.
+    fn push(&self, connection: ConnectionId, bytes: Vec<u8>) -> Result<(), PushError>;
+}
+
+/// Sends bytes to a session from any thread of the process.
+#[derive(Clone)]
+pub struct Pusher {
+    connection: ConnectionId,
+    sink: Arc<dyn PushSink>,
+}
+
+impl Pusher {
+    /// Queues bytes for [`super::Session::on_push`]. What was queued when the connection is handed
+    /// off follows it; what is pushed after it has gone is dropped by the worker, so keep the
+    /// `Pusher` no longer than the session.
+    pub fn push(&self, bytes: Vec<u8>) -> Result<(), PushError> {
+        self.sink.push(self.connection, bytes)
+    }
+}
+
+/// Why bytes were not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// The worker's inbox is full; try again later.
+    #[error("the worker's inbox is full")]
+    Full,
+}

@@ -1,0 +1,268 @@
+//! Reading a record: everything is checked before anything is decoded.
+//!
+//! Must not know: what the sections mean.
+
+use bytemuck::Pod;
+
+use super::{
+    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_READS, FreezeInstant, MAGIC,
+    MAX_RECORD_BYTES, MAX_SECTIONS, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
+};
+
+/// Why a record is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// It does not begin with the magic, or is shorter than an envelope.
+    #[error("the bytes are no state record")]
+    NotARecord,
+    /// Its length is not what its envelope says, or beyond [`MAX_RECORD_BYTES`].
+    #[error("the state record has {actual} bytes where its envelope says {claimed}")]
+    WrongLength {
+        /// In the envelope.
+        claimed: u64,
+        /// Found.
+        actual: u64,
+    },
+    /// Another format than this build reads.
+    #[error("state format {format} cannot be read: this build reads {}..={}", FORMAT_READS.oldest, FORMAT_READS.newest)]
+    UnknownFormat {
+        /// In the envelope.
+        format: u16,
+    },
+    /// Compressed or encrypted, or with flags that do not exist yet.
+    #[error("state record flags {flags:#x} are not supported")]
+    UnsupportedFlags {
+        /// In the envelope.
+        flags: u16,
+    },
+    /// A bit has changed on the way.
+    #[error("the state record's checksum is wrong")]
+    WrongChecksum,
+    /// The sections do not fill the record exactly, or a header is impossible.
+    #[error("the state record's section {index} is malformed")]
+    MalformedSection {
+        /// Which one, from 0; the number of sections if bytes follow the last.
+        index: usize,
+    },
+    /// A required section that the reader does not know.
+    #[error("the state record needs section {tag}, which this build does not know")]
+    UnknownSection {
+        /// Its tag.
+        tag: u16,
+    },
+    /// A section that the reader needs is not there.
+    #[error("the state record lacks section {tag}")]
+    MissingSection {
+        /// Its tag.
+        tag: u16,
+    },
+    /// A section's contents are impossible; for the decoders of sections.
+    #[error("section {tag} of the state record is invalid: {reason}")]
+    InvalidSection {
+        /// Its tag.
+        tag: u16,
+        /// What is wrong.
+        reason: &'static str,
+    },
+}
+
+/// A record whose envelope, checksum and section table are right. Borrows its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    format: u16,
+    freeze: FreezeInstant,
+    sections: usize,
+    /// What follows the envelope.
+    body: &'a [u8],
+}
+
+/// One section of a [`Record`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Section<'a> {
+    tag: u16,
+    version: u16,
+    optional: bool,
+    head: &'a [u8],
+    tail: &'a [u8],
+}
+
+#[inline]
+fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    u16::from_le_bytes([bytes[offset], bytes[offset + 1]])
+}
+
+#[inline]
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes([bytes[offset], bytes[offset + 1], bytes[offset + 2], bytes[offset + 3]])
+}
+
+#[inline]
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from(u32_at(bytes, offset)) | u64::from(u32_at(bytes, offset + 4)) << 32
+}
+
+impl<'a> Record<'a> {
+    /// Checks a record that fills `bytes` exactly.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, StateError> {
+        if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
+            return Err(StateError::NotARecord);
+        }
+        let claimed = u32_at(bytes, 8);
+        if claimed as usize != bytes.len() || bytes.len() > MAX_RECORD_BYTES {
+            let actual = bytes.len() as u64;
+            return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });
+        }
+        // Before the checksum: another format may compute another one.
+        let format = u16_at(bytes, 4);
+        if !(FORMAT_READS.oldest..=FORMAT_READS.newest).contains(&format) {
+            return Err(StateError::UnknownFormat { format });
+        }
+        let flags = u16_at(bytes, 6);
+        if flags != 0 {
+            return Err(StateError::UnsupportedFlags { flags });
+        }
+        if checksum(bytes) != u32_at(bytes, CRC_OFFSET) {
+            return Err(StateError::WrongChecksum);
+        }
+        let sections = usize::from(u16_at(bytes, 12));
+        let freeze = FreezeInstant { boot_hash: u64_at(bytes, 16), boottime_ns: u64_at(bytes, 24) };
+        let (envelope, body) = bytes.split_at(ENVELOPE_BYTES);
+        if sections > MAX_SECTIONS || u16_at(envelope, 14) != 0 || u32_at(envelope, 32) != 0 {
+            return Err(StateError::MalformedSection { index: 0 });
+        }
+        let mut rest = body;
+        for index in 0..sections {
+            rest = split_section(rest).ok_or(StateError::MalformedSection { index })?.1;
+        }
+        if !rest.is_empty() {
+            return Err(StateError::MalformedSection { index: sections });
+        }
+        Ok(Self { format, freeze, sections, body })
+    }
+
+    /// The format version that it was written in.
+    pub fn format(&self) -> u16 {
+        self.format
+    }
+
+    /// When its connection was frozen.
+    pub fn freeze(&self) -> FreezeInstant {
+        self.freeze
+    }
+
+    /// All sections, in their order.
+    pub fn sections(&self) -> Sections<'a> {
+        Sections { rest: self.body, left: self.sections }
+    }
+
+    /// The first section with this tag.
+    #[inline]
+    pub fn section(&self, tag: u16) -> Option<Section<'a>> {
+        self.sections().find(|section| section.tag == tag)
+    }
+
+    /// The first section with this tag.
+    ///
+    /// # Errors
+    /// [`StateError::MissingSection`] if there is none.
+    #[inline]
+    pub fn required(&self, tag: u16) -> Result<Section<'a>, StateError> {
+        self.section(tag).ok_or(StateError::MissingSection { tag })
+    }
+
+    /// Refuses the record if it has a required section whose tag is not among `known`.
+    ///
+    /// # Errors
+    /// [`StateError::UnknownSection`] with the first such tag.
+    #[inline]
+    pub fn refuse_unknown(&self, known: &[u16]) -> Result<(), StateError> {
+        match self.sections().find(|section| !section.optional && !known.contains(&section.tag)) {
+            Some(section) => Err(StateError::UnknownSection { tag: section.tag }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes a section off the front; `None` if it does not fit.
+#[inline]
+fn split_section(bytes: &[u8]) -> Option<(Section<'_>, &[u8])> {
+    let (header, rest) = bytes.split_at_checked(SECTION_HEADER_BYTES)?;
+    let len = u32_at(header, 4) as usize;
+    let head_len = u32_at(header, 8) as usize;
+    let flags = u16_at(header, 12);
+    if flags & !FLAG_OPTIONAL != 0 || u16_at(header, 14) != 0 {
+        return None;
+    }
+    let (contents, _) = rest.split_at_checked(len)?;
+    let (_, rest) = rest.split_at_checked(len.next_multiple_of(SECTION_ALIGN))?;
+    let (head, tail) = contents.split_at_checked(head_len)?;
+    let section = Section {
+        tag: u16_at(header, 0),
+        version: u16_at(header, 2),
+        optional: flags & FLAG_OPTIONAL != 0,
+        head,
+        tail,
+    };
+    Some((section, rest))
+}
+
+/// Iterates over the sections of a [`Record`].
+#[derive(Debug, Clone)]
+pub struct Sections<'a> {
+    rest: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Sections<'a> {
+    type Item = Section<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Section<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        let (section, rest) = split_section(self.rest)?;
+        self.rest = rest;
+        Some(section)
+    }
+}
+
+impl<'a> Section<'a> {
+    /// What it is.
+    pub fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// Version of its contents, for its reader.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
+    /// Whether a reader that does not know it may go on without.
+    pub fn optional(&self) -> bool {
+        self.optional
+    }
+
+    /// The head as a `T`: what an older writer left out is zero, what a newer one added is ignored.
+    #[inline]
+    pub fn head<T: Pod>(&self) -> T {
+        let mut value = T::zeroed();
+        let into = bytemuck::bytes_of_mut(&mut value);
+        let len = into.len().min(self.head.len());
+        into[..len].copy_from_slice(&self.head[..len]);
+        value
+    }
+
+    /// The head's bytes, as they were written.
+    pub fn head_bytes(&self) -> &'a [u8] {
+        self.head
+    }
+
+    /// The variable bytes.
+    #[inline]
+    pub fn tail(&self) -> &'a [u8] {
+        self.tail
+    }
+}

@@ -1,0 +1,107 @@
+//! Writing a record.
+//!
+//! Must not know: what the sections mean.
+
+use bytemuck::Pod;
+
+use super::{
+    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_WRITES, FreezeInstant, MAGIC,
+    MAX_RECORD_BYTES, MAX_SECTIONS, SECTION_ALIGN, SECTION_HEADER_BYTES, TEST_NEXT_TAG, checksum,
+};
+
+/// Appends one record to a vector, section by section.
+///
+/// ```
+/// use zdt_engine::state::{FreezeInstant, Record, Writer};
+///
+/// let freeze = FreezeInstant { boot_hash: 7, boottime_ns: 1_000 };
+/// let mut bytes = Vec::new();
+/// let mut writer = Writer::new(&mut bytes, freeze);
+/// writer.section(1, 1, false, &[3u32, 4], &[b"variable ", b"bytes"]);
+/// writer.finish(1);
+///
+/// let record = Record::parse(&bytes).unwrap();
+/// let section = record.section(1).unwrap();
+/// assert_eq!(section.head::<[u32; 2]>(), [3, 4]);
+/// assert_eq!(section.tail(), b"variable bytes");
+/// ```
+#[must_use = "a record without finish() has no envelope"]
+pub struct Writer<'a> {
+    bytes: &'a mut Vec<u8>,
+    start: usize,
+    sections: u16,
+    freeze: FreezeInstant,
+}
+
+impl<'a> Writer<'a> {
+    /// Begins a record at the end of `bytes`, which may be a pooled vector with other records.
+    pub fn new(bytes: &'a mut Vec<u8>, freeze: FreezeInstant) -> Self {
+        let start = bytes.len();
+        bytes.extend_from_slice(&[0; ENVELOPE_BYTES]);
+        Self { bytes, start, sections: 0, freeze }
+    }
+
+    /// Appends a section: a head, and a tail made of the given parts. Tags may repeat.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_SECTIONS`], or the record grows beyond [`MAX_RECORD_BYTES`]:
+    /// whoever saves state bounds it far below.
+    #[inline]
+    pub fn section<T: Pod>(
+        &mut self,
+        tag: u16,
+        version: u16,
+        optional: bool,
+        head: &T,
+        tail: &[&[u8]],
+    ) {
+        self.sections += 1;
+        assert!(usize::from(self.sections) <= MAX_SECTIONS, "too many sections");
+        let head = bytemuck::bytes_of(head);
+        let len = head.len() + tail.iter().map(|part| part.len()).sum::<usize>();
+        assert!(
+            self.bytes.len() - self.start + SECTION_HEADER_BYTES + len + SECTION_ALIGN
+                <= MAX_RECORD_BYTES,
+            "the record is too large"
+        );
+        self.bytes.reserve(SECTION_HEADER_BYTES + len + SECTION_ALIGN);
+        let mut header = [0u8; SECTION_HEADER_BYTES];
+        header[0..2].copy_from_slice(&tag.to_le_bytes());
+        header[2..4].copy_from_slice(&version.to_le_bytes());
+        header[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        header[8..12].copy_from_slice(&(head.len() as u32).to_le_bytes());
+        header[12..14].copy_from_slice(&(u16::from(optional) * FLAG_OPTIONAL).to_le_bytes());
+        self.bytes.extend_from_slice(&header);
+        self.bytes.extend_from_slice(head);
+        for part in tail {
+            self.bytes.extend_from_slice(part);
+        }
+        let padding = (self.start.wrapping_sub(self.bytes.len())) % SECTION_ALIGN;
+        self.bytes.extend_from_slice(&[0; SECTION_ALIGN][..padding]);
+    }
+
+    /// Writes the envelope; the record is complete.
+    ///
+    /// # Panics
+    /// If this build cannot write that format.
+    #[inline]
+    pub fn finish(mut self, format: u16) {
+        assert!(
+            (FORMAT_WRITES.oldest..=FORMAT_WRITES.newest).contains(&format),
+            "a format that this build cannot write"
+        );
+        if cfg!(feature = "state-format-next") {
+            self.section(TEST_NEXT_TAG, 1, true, &u64::from(format), &[b"from the next format"]);
+        }
+        let record = &mut self.bytes[self.start..];
+        let len = record.len() as u32;
+        record[0..4].copy_from_slice(&MAGIC);
+        record[4..6].copy_from_slice(&format.to_le_bytes());
+        record[8..12].copy_from_slice(&len.to_le_bytes());
+        record[12..14].copy_from_slice(&self.sections.to_le_bytes());
+        record[16..24].copy_from_slice(&self.freeze.boot_hash.to_le_bytes());
+        record[24..32].copy_from_slice(&self.freeze.boottime_ns.to_le_bytes());
+        let checksum = checksum(record);
+        record[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+    }
+}

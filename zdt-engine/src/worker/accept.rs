@@ -1,0 +1,276 @@
+//! Listeners: accepting, limits, the supervisor's probes, and stopping without losing a connection.
+//!
+//! Must not know: what is spoken on a connection.
+
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::conn::Connection;
+use crate::control::{FromWorker, ListenerInfo};
+use crate::shm::scoreboard::SlotFigures;
+use crate::sys;
+use crate::uring::Operation;
+
+use super::Worker;
+use super::entry::Entry;
+use super::tokens::Token;
+
+/// Pause after an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listening socket in this worker.
+pub struct Listener {
+    pub info: ListenerInfo,
+    pub socket: OwnedFd,
+    /// An accept whose last completion is outstanding.
+    pub armed: bool,
+    /// Accept again at this time.
+    pub retry_ms: u64,
+    /// To be closed once the accept has ended.
+    pub retired: bool,
+}
+
+/// A connection that the supervisor announced.
+pub struct Probe {
+    nonce: u64,
+    peer: SocketAddr,
+}
+
+impl Worker {
+    /// Takes listeners over and accepts from them.
+    pub(super) fn add_listeners(&mut self, infos: Vec<ListenerInfo>, sockets: Vec<OwnedFd>) {
+        for (info, socket) in infos.into_iter().zip(sockets) {
+            let listener = Listener { info, socket, armed: false, retry_ms: 0, retired: false };
+            let index = self.listeners.insert(listener);
+            if self.accepting {
+                self.arm_accept(index);
+            }
+        }
+    }
+
+    fn arm_accept(&mut self, index: usize) {
+        let listener = &mut self.listeners[index];
+        if !listener.armed && !listener.retired {
+            listener.armed = true;
+            self.ring.accept_multishot(listener.socket.as_fd(), Token::Accept(index).pack());
+            // Since 5.14, and until early 2026, the kernel does not wake a poller for established
+            // connections that migrate here from a closed listener: look once.
+            self.sweep(index);
+        }
+    }
+
+    /// Accepts on all listeners (again).
+    pub(super) fn resume_accepting(&mut self) {
+        self.accepting = true;
+        let indices: Vec<usize> = self.listeners.iter().map(|(index, _)| index).collect();
+        for index in indices {
+            self.arm_accept(index);
+        }
+    }
+
+    /// Cancels all accepts; [`Worker::accepts_are_over`] tells when the last one has ended.
+    pub(super) fn stop_accepting(&mut self) {
+        self.accepting = false;
+        for (index, listener) in &self.listeners {
+            if listener.armed {
+                self.ring.cancel(Operation::accept(Token::Accept(index).pack()));
+            }
+        }
+    }
+
+    /// True once no accept is armed.
+    pub(super) fn accepts_are_over(&self) -> bool {
+        self.listeners.iter().all(|(_, listener)| !listener.armed)
+    }
+
+    /// Accepts without waiting until nothing is queued on any listener.
+    pub(super) fn sweep_all(&mut self) {
+        let indices: Vec<usize> = self.listeners.iter().map(|(index, _)| index).collect();
+        for index in indices {
+            self.sweep(index);
+        }
+    }
+
+    fn sweep(&mut self, index: usize) {
+        // Bounded by the backlog; more that arrive meanwhile are for the next turn of the loop.
+        for _ in 0..65_536 {
+            match sys::socket::accept(self.listeners[index].socket.as_fd()) {
+                Ok(Some((socket, peer))) => self.on_connection(socket, Some(peer)),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!("accept: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// An accept has completed.
+    pub(super) fn on_accepted(
+        &mut self,
+        index: usize,
+        result: i32,
+        more: bool,
+        socket: Option<OwnedFd>,
+    ) {
+        if let Some(socket) = socket {
+            self.on_connection(socket, None);
+        }
+        let now_ms = self.now_ms;
+        let accepting = self.accepting;
+        let Some(listener) = self.listeners.get_mut(index) else { return };
+        if more {
+            return;
+        }
+        listener.armed = false;
+        if listener.retired {
+            return self.close_retired(index);
+        }
+        if !accepting {
+            return;
+        }
+        if result < 0 && ![libc::ECANCELED, libc::ECONNABORTED, libc::EINTR].contains(&-result) {
+            // EMFILE, ENFILE, ENOMEM: the connection waits in the queue.
+            let error = std::io::Error::from_raw_os_error(-result);
+            tracing::warn!(address = %listener.info.address, "accept: {error}; pausing");
+            listener.retry_ms = now_ms + ACCEPT_PAUSE.as_millis() as u64;
+        } else {
+            self.arm_accept(index);
+        }
+    }
+
+    /// Arms the accepts whose pause is over; returns when the next one is.
+    pub(super) fn retry_accepts(&mut self) -> Option<u64> {
+        if !self.accepting {
+            return None;
+        }
+        let waiting: Vec<(usize, u64)> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| !listener.armed && listener.retry_ms > 0)
+            .map(|(index, listener)| (index, listener.retry_ms))
+            .collect();
+        let mut next = None;
+        for (index, due_ms) in waiting {
+            if due_ms <= self.now_ms {
+                self.listeners[index].retry_ms = 0;
+                self.arm_accept(index);
+            } else {
+                next = Some(next.unwrap_or(u64::MAX).min(due_ms));
+            }
+        }
+        next
+    }
+
+    fn on_connection(&mut self, socket: OwnedFd, peer: Option<SocketAddr>) {
+        self.status.accepted += 1;
+        let peer = peer.or_else(|| sys::socket::peer_address(socket.as_fd()).ok());
+        let Some(peer) = peer else { return }; // the client is gone already
+        if let Some(index) = self.probes.iter().position(|probe| probe.peer == peer) {
+            let probe = self.probes.swap_remove(index);
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
+            return self.tell(&FromWorker::ProbeSeen { nonce: probe.nonce });
+        }
+        let limits = &self.configure.config.limits;
+        let of_address = self.by_address.get(&peer.ip()).copied().unwrap_or(0);
+        let over = self.entries.len() >= limits.max_connections as usize
+            || (limits.max_connections_per_address > 0
+                && of_address >= limits.max_connections_per_address);
+        if over {
+            self.status.rejected += 1;
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
+            return;
+        }
+        self.next_connection += 1;
+        let id = u64::from(self.configure.identity.worker) << 40 | self.next_connection;
+        let connection = Connection::new(self.now_ms);
+        let entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
+        let key = self.insert(entry);
+        self.arm_receive(key);
+        self.schedule(key);
+        if let Some(job) = &mut self.job {
+            job.add_newcomer(key);
+        }
+    }
+
+    /// Enters a connection into every table.
+    pub(super) fn insert(&mut self, entry: Entry) -> usize {
+        self.join_address(entry.peer.ip());
+        let key = self.entries.insert(entry);
+        self.publish_load();
+        key
+    }
+
+    fn join_address(&mut self, address: IpAddr) {
+        if self.configure.config.limits.max_connections_per_address > 0 {
+            *self.by_address.entry(address).or_insert(0) += 1;
+        }
+    }
+
+    pub(super) fn leave_address(&mut self, address: IpAddr) {
+        if let Some(count) = self.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+
+    /// A connection from that address is, or was, the supervisor's probe.
+    pub(super) fn on_probe(&mut self, nonce: u64, peer: SocketAddr) {
+        let seen = self.entries.iter().find(|(_, entry)| entry.peer == peer).map(|(key, _)| key);
+        match seen {
+            Some(key) => {
+                self.drop_connection(key);
+                self.tell(&FromWorker::ProbeSeen { nonce });
+            }
+            None => self.probes.push(Probe { nonce, peer }),
+        }
+    }
+
+    /// Tells the steering program and the supervisor how many connections are here.
+    pub(super) fn publish_load(&self) {
+        let count = self.entries.len();
+        if let Some(load_map) = &self.load_map {
+            load_map.store(self.configure.identity.slot as usize, count as u32);
+        }
+        let slot = self.scoreboard_slot();
+        slot.connections.store(count as u64, Ordering::Relaxed);
+    }
+
+    /// The worker's own figures.
+    pub(super) fn scoreboard_slot(&self) -> &SlotFigures {
+        // The supervisor sizes the scoreboard; a slot outside it would be its mistake, and costs
+        // figures only.
+        let slot = self.configure.identity.slot as usize;
+        self.scoreboard.slot(slot).unwrap_or(&self.spare_figures)
+    }
+
+    /// Stop accepting from these, accept what is queued, close them.
+    pub(super) fn retire_listeners(&mut self, ids: &[u64]) {
+        let retired: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| ids.contains(&listener.info.id))
+            .map(|(index, _)| index)
+            .collect();
+        for index in retired {
+            let listener = &mut self.listeners[index];
+            listener.retired = true;
+            if listener.armed {
+                self.ring.cancel(Operation::accept(Token::Accept(index).pack()));
+            } else {
+                self.close_retired(index);
+            }
+        }
+    }
+
+    fn close_retired(&mut self, index: usize) {
+        // While draining nobody else takes what is queued, unless the listener lives elsewhere too.
+        self.sweep(index);
+        let listener = self.listeners.remove(index);
+        self.ring.close(listener.socket);
+    }
+}

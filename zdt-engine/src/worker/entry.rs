@@ -1,0 +1,153 @@
+//! One connection in a worker: socket, protocol stack, session, send queue, and where it stands in a
+//! handoff.
+//!
+//! Must not know: the ring, the service.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use crate::conn::Connection;
+use crate::service::{ConnectionId, Session};
+use crate::uring::Operation;
+
+/// A send in flight.
+#[derive(Debug, Clone, Copy)]
+pub struct Sending {
+    /// For a cancel.
+    pub operation: Operation,
+    /// Bytes that it was asked to send.
+    pub len: u32,
+}
+
+/// Where a connection stands in a handoff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moving {
+    /// Served here.
+    No,
+    /// Its operations are being ended; nothing is processed.
+    Freezing,
+    /// Its socket is on offer on that channel.
+    Offered {
+        /// Index of the channel.
+        channel: usize,
+    },
+    /// Served here, and not to be offered again in this reload.
+    Stays,
+}
+
+/// See the module.
+pub struct Entry {
+    /// `None` while on offer.
+    pub socket: Option<OwnedFd>,
+    /// The same in every process.
+    pub id: ConnectionId,
+    /// The client.
+    pub peer: SocketAddr,
+    /// Protocol stack.
+    pub connection: Connection,
+    /// The exchange or WebSocket in progress.
+    pub session: Option<Box<dyn Session>>,
+    /// When the session's timer is due; `u64::MAX` is never.
+    pub timer_due_ms: u64,
+    /// Place of the earliest entry in the timers; `u64::MAX` is none.
+    pub scheduled_ms: u64,
+    /// Last time that bytes came or went.
+    pub active_ms: u64,
+    /// Bytes behind the send in flight.
+    pub unsent: Vec<u8>,
+    /// The send in flight.
+    pub sending: Option<Sending>,
+    /// A receive whose last completion is outstanding.
+    pub receiving: bool,
+    /// The receive has been cancelled for back-pressure.
+    pub paused: bool,
+    /// The session waits for room in the send queue.
+    pub wants_room: bool,
+    /// The connection is being given up; it goes once nothing names its socket.
+    pub closing: bool,
+    /// Restored, and its first receive has not come back empty: no deadline fires.
+    pub fresh: bool,
+    /// See [`Moving`].
+    pub moving: Moving,
+    /// CLOCK_BOOTTIME when its freeze began.
+    pub frozen_ns: u64,
+}
+
+impl Entry {
+    /// A connection that is served from now on.
+    pub fn new(
+        socket: Option<OwnedFd>,
+        id: ConnectionId,
+        peer: SocketAddr,
+        connection: Connection,
+        now_ms: u64,
+    ) -> Self {
+        Self {
+            socket,
+            id,
+            peer,
+            connection,
+            session: None,
+            timer_due_ms: u64::MAX,
+            scheduled_ms: u64::MAX,
+            active_ms: now_ms,
+            unsent: Vec::new(),
+            sending: None,
+            receiving: false,
+            paused: false,
+            wants_room: false,
+            closing: false,
+            fresh: false,
+            moving: Moving::No,
+            frozen_ns: 0,
+        }
+    }
+
+    /// Distinguishes this connection from an earlier one at the same index.
+    pub fn tag(&self) -> u32 {
+        self.id as u32
+    }
+
+    /// Bytes that are queued or in flight.
+    pub fn queued(&self) -> usize {
+        self.unsent.len() + self.sending.map_or(0, |sending| sending.len as usize)
+    }
+
+    /// True while no operation names the socket.
+    pub fn is_quiet(&self) -> bool {
+        !self.receiving && self.sending.is_none()
+    }
+
+    /// True while events may be processed.
+    pub fn is_served(&self) -> bool {
+        !self.closing && matches!(self.moving, Moving::No | Moving::Stays)
+    }
+}
+
+/// Vectors for output that is sent at once.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    free: Vec<Vec<u8>>,
+}
+
+impl BufferPool {
+    /// Vectors kept.
+    const MOST: usize = 64;
+    /// Largest capacity kept.
+    const MOST_BYTES: usize = 64 << 10;
+
+    /// An empty vector.
+    pub fn take(&mut self) -> Vec<u8> {
+        self.free.pop().unwrap_or_else(|| Vec::with_capacity(4 << 10))
+    }
+
+    /// Gives one back.
+    pub fn give(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= Self::MOST_BYTES && self.free.len() < Self::MOST {
+            buffer.clear();
+            self.free.push(buffer);
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Entry>() <= 416, "an idle connection must stay small");

@@ -1,0 +1,123 @@
+//! What a service does to its connection: [`Actions`] for one stream.
+//!
+//! Must not know: the ring.
+
+use std::sync::Arc;
+
+use crate::conn::{Connection, Environment, Upgrade};
+use crate::proto::{http1, websocket::MessageKind};
+use crate::service::{Actions, BodyLength, ConnectionId, PushSink, WorkerInfo};
+
+use super::inbox::Inbox;
+
+/// Parts of an entry that a service may change, during one call.
+pub struct Exchange<'a> {
+    pub connection: &'a mut Connection,
+    pub environment: Environment<'a>,
+    /// Output of this call.
+    pub out: &'a mut Vec<u8>,
+    /// Bytes queued before this call.
+    pub queued: usize,
+    pub timer_due_ms: &'a mut u64,
+    pub wants_room: &'a mut bool,
+    /// Present during `on_request` of a request that asks for a WebSocket.
+    pub upgrade: Option<Box<Upgrade>>,
+    /// The client waits for 100 (Continue) before it sends the body.
+    pub expects_continue: bool,
+    pub id: ConnectionId,
+    pub worker: WorkerInfo,
+    pub inbox: &'a Arc<Inbox>,
+    /// Set when the service asked for a [`crate::service::Pusher`].
+    pub is_pushable: bool,
+    /// Messages sent in this call, for the counters.
+    pub messages_sent: u64,
+    /// What the service did that makes no sense.
+    pub misuse: Option<&'static str>,
+}
+
+impl Exchange<'_> {
+    fn check(&mut self, done: bool, misuse: &'static str) {
+        if !done && !self.connection.is_ending() {
+            self.misuse = Some(misuse);
+        }
+    }
+}
+
+impl Actions for Exchange<'_> {
+    fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
+        let done = self.connection.respond(&self.environment, self.out, status, headers, body);
+        self.check(done, "a response where none is due");
+    }
+
+    fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength) {
+        if std::mem::take(&mut self.expects_continue) && status < 300 {
+            // The service will stream: it wants the body now, and 100 must precede the final head.
+            self.connection.send_continue(self.out);
+        }
+        let length = match length {
+            BodyLength::Known(bytes) => http1::BodyLength::Known(bytes),
+            BodyLength::Unknown => http1::BodyLength::Chunked,
+        };
+        let done =
+            self.connection.start_response(&self.environment, self.out, status, headers, length);
+        self.check(done, "a response where none is due");
+    }
+
+    fn write_body(&mut self, bytes: &[u8]) {
+        let done = self.connection.write_body(self.out, bytes);
+        self.check(done, "body bytes outside a response, or more than announced");
+    }
+
+    fn finish_response(&mut self) {
+        let done = self.connection.finish_response(self.out);
+        self.check(done, "the end of a response that has not begun, or too early");
+    }
+
+    fn accept_websocket(&mut self, subprotocol: Option<&str>) {
+        let done = match self.upgrade.take() {
+            Some(upgrade) => self.connection.accept_websocket(self.out, *upgrade, subprotocol),
+            None => false,
+        };
+        self.check(done, "a WebSocket accepted that nobody asked for");
+    }
+
+    fn send_message(&mut self, text: bool, payload: &[u8]) {
+        let kind = if text { MessageKind::Text } else { MessageKind::Binary };
+        // A message after the close handshake began is dropped: the service could not know.
+        if self.connection.send_message(&self.environment, self.out, kind, payload) {
+            self.messages_sent += 1;
+        }
+    }
+
+    fn close_websocket(&mut self, code: u16, reason: &str) {
+        let done = self.connection.close_websocket(self.out, code, reason);
+        self.check(done, "a WebSocket closed where there is none");
+    }
+
+    fn set_timer(&mut self, after_ms: Option<u64>) {
+        *self.timer_due_ms =
+            after_ms.map_or(u64::MAX, |after_ms| self.environment.now_ms.saturating_add(after_ms));
+    }
+
+    fn room(&self) -> usize {
+        let bound = self.environment.limits.send_queue_bytes as usize;
+        bound.saturating_sub(self.queued + self.out.len())
+    }
+
+    fn want_room(&mut self) {
+        *self.wants_room = true;
+    }
+
+    fn push_sink(&mut self) -> Arc<dyn PushSink> {
+        self.is_pushable = true;
+        Arc::clone(self.inbox) as Arc<dyn PushSink>
+    }
+
+    fn connection(&self) -> ConnectionId {
+        self.id
+    }
+
+    fn worker(&self) -> WorkerInfo {
+        self.worker
+    }
+}

@@ -1,0 +1,230 @@
+//! The incoming side of a handoff: validate, adopt, start, thaw.
+//!
+//! Must not know: why the other side gives its connections away.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use crate::conn::{Environment, ReceiveEnd};
+use crate::control::{FromWorker, IncomingReport};
+use crate::handoff::{Arrival, Channel, Received};
+use crate::sys;
+
+use super::Worker;
+use super::entry::Moving;
+use super::record;
+use super::tokens::Token;
+
+/// What came in during the current reload.
+pub struct Intake {
+    adopted: u64,
+    refused: BTreeMap<String, u64>,
+    blackout_us: Histogram<u64>,
+    /// Freeze instants of connections whose receive is armed by the next enter.
+    armed_ns: Vec<u64>,
+    /// Connections whose first receive has not come back.
+    fresh: Vec<usize>,
+    /// Those whose receive the last enter has armed.
+    entered: Vec<usize>,
+}
+
+impl Intake {
+    pub fn new() -> Self {
+        Self {
+            adopted: 0,
+            refused: BTreeMap::new(),
+            blackout_us: Histogram::new(3).expect("3 digits are allowed"),
+            armed_ns: Vec::new(),
+            fresh: Vec::new(),
+            entered: Vec::new(),
+        }
+    }
+
+    /// The report, after which counting starts anew.
+    pub fn take_report(&mut self) -> IncomingReport {
+        let report = IncomingReport {
+            adopted: self.adopted,
+            refused: std::mem::take(&mut self.refused),
+            blackout_us: self
+                .blackout_us
+                .iter_recorded()
+                .map(|value| (value.value_iterated_to(), value.count_at_value()))
+                .collect(),
+        };
+        *self = Self { fresh: std::mem::take(&mut self.fresh), ..Self::new() };
+        report
+    }
+}
+
+impl Worker {
+    /// A channel's socket is readable.
+    pub(super) fn on_channel_socket(&mut self, index: usize, result: i32, more: bool) {
+        let mut arrivals = Vec::new();
+        loop {
+            let Some(channel) = self.channels.get_mut(index) else { return };
+            match channel.receive(&mut arrivals) {
+                Ok(Received::Greeted) => {
+                    let (reload, number) = (channel.info.reload, channel.info.channel);
+                    self.tell(&FromWorker::ChannelReady { reload, channel: number });
+                }
+                Ok(Received::Offers) => {
+                    for arrival in arrivals.drain(..) {
+                        self.on_arrival(index, arrival);
+                    }
+                    // Blue learns of it while this batch is being armed.
+                    self.channels[index].announce_answers();
+                }
+                Ok(Received::Push { connection, bytes }) => self.on_push(connection, &bytes),
+                Ok(Received::Nothing) => break,
+                Err(error) => return self.on_channel_failure(index, error.to_string()),
+            }
+        }
+        if !more && result != -libc::ECANCELED {
+            let channel = &self.channels[index];
+            self.ring.poll_multishot(channel.socket(), Token::ChannelSocket(index).pack());
+        }
+    }
+
+    /// A channel is closed by an error, or by its peer.
+    pub(super) fn on_channel_failure(&mut self, index: usize, reason: String) {
+        let Some(channel) = self.channels.get(index) else { return };
+        let (reload, number) = (channel.info.reload, channel.info.channel);
+        tracing::warn!(reload, channel = number, "channel closed: {reason}");
+        self.tell(&FromWorker::ChannelFailed { reload, channel: number, reason });
+    }
+
+    fn on_arrival(&mut self, index: usize, arrival: Arrival) {
+        let Arrival { sequence, socket, record: bytes } = arrival;
+        let environment = Environment {
+            limits: &self.configure.config.limits,
+            websocket: &self.configure.config.websocket,
+            now_ms: self.now_ms,
+            date: &[],
+        };
+        let restored = if fault_point!("adopt.refuse") {
+            Err("fault-point")
+        } else {
+            record::restore(&bytes, &environment, self.service.as_mut()).map_err(|error| {
+                tracing::warn!(sequence, "an offered connection is refused: {error}");
+                error.code()
+            })
+        };
+        let channel = &mut self.channels[index];
+        channel.recycle(bytes);
+        let mut entry = match restored {
+            Ok(entry) => entry,
+            Err(reason) => {
+                drop(socket); // before it says so
+                channel.refuse(sequence);
+                *self.intake.refused.entry(reason.to_owned()).or_insert(0) += 1;
+                return;
+            }
+        };
+        fault_point!("adopt.restored");
+        if !channel.adopt(sequence) || !channel.start(sequence) {
+            return; // taken back: the descriptor is closed, nothing else is done
+        }
+        let frozen_ns = entry.frozen_ns;
+        entry.socket = Some(socket);
+        entry.fresh = true;
+        let key = self.insert(entry);
+        self.intake.adopted += 1;
+        self.intake.armed_ns.push(frozen_ns);
+        self.intake.fresh.push(key);
+        self.status.adopted += 1;
+        let slot = self.scoreboard_slot();
+        slot.adopted_in.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.with_session(key, |session, context| session.on_resume(context));
+        self.thaw(key);
+        if let Some(job) = &mut self.job {
+            job.add_newcomer(key); // a rollback may already be under way
+        }
+    }
+
+    /// Starts I/O on a connection that was frozen, here or elsewhere.
+    pub(super) fn thaw(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if matches!(entry.moving, Moving::Freezing | Moving::Offered { .. }) {
+            entry.moving = Moving::No;
+        }
+        entry.paused = false;
+        entry.scheduled_ms = u64::MAX;
+        let end = entry.connection.receive_end;
+        let has_pending = !entry.connection.pending().is_empty();
+        self.send_unsent(key);
+        if has_pending {
+            self.process_pending(key, true);
+        }
+        if !self.entries.contains(key) {
+            return;
+        }
+        if end != ReceiveEnd::Open {
+            self.on_receive_end(key, end);
+        } else {
+            self.arm_receive(key);
+            self.give_room(key);
+        }
+    }
+
+    /// The enter that armed the receives has returned: their blackout is over.
+    pub(super) fn after_enter(&mut self) {
+        if self.intake.armed_ns.is_empty() {
+            return;
+        }
+        let now_ns = sys::boottime_ns();
+        for frozen_ns in self.intake.armed_ns.drain(..) {
+            self.intake.blackout_us.saturating_record(now_ns.saturating_sub(frozen_ns) / 1_000);
+        }
+        self.intake.entered.append(&mut self.intake.fresh);
+    }
+
+    /// The completions behind that enter have been handled: what was there to be received has been,
+    /// and deadlines count again.
+    pub(super) fn first_receives_were_seen(&mut self) {
+        for key in std::mem::take(&mut self.intake.entered) {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.fresh = false;
+            }
+        }
+    }
+
+    /// Ends the channels of a reload; what is still on offer is settled first.
+    pub(super) fn close_channels(&mut self, reload: u64) {
+        for (_, channel) in &mut self.channels {
+            if channel.info.reload == reload {
+                channel.close();
+            }
+        }
+        self.advance_handoff();
+        self.remove_settled_channels();
+    }
+
+    /// Unmaps closed channels without open offers. One whose peer sits between ADOPTED and STARTED
+    /// stays until the peer goes on or dies.
+    pub(super) fn remove_settled_channels(&mut self) {
+        let settled: Vec<usize> = self
+            .channels
+            .iter()
+            .filter(|(_, channel)| is_settled(channel))
+            .map(|(index, _)| index)
+            .collect();
+        for index in settled {
+            let channel = self.channels.remove(index);
+            for token in
+                [Token::ChannelSocket(index), Token::ChannelWake(index), Token::ChannelPeer(index)]
+            {
+                self.ring.cancel(crate::uring::Operation::poll(token.pack()));
+            }
+            for descriptor in channel.into_descriptors() {
+                self.ring.close(descriptor);
+            }
+        }
+    }
+}
+
+fn is_settled(channel: &Channel) -> bool {
+    channel.phase() == crate::handoff::Phase::Closed
+        && channel.failure().is_none()
+        && channel.open_offers() == 0
+}

@@ -1,0 +1,444 @@
+//! The outgoing side of a handoff: freeze, save, offer; take back what was not taken.
+//!
+//! This is a state machine in the worker's loop, not a pause of it. A connection is frozen only when
+//! a channel has room for it, so none waits for all the others; active ones go first.
+//!
+//! Must not know: what a connection speaks.
+
+use std::collections::VecDeque;
+
+use crate::control::{FromWorker, HandoffReport};
+use crate::handoff::{Answer, OfferError, Phase};
+use crate::service::Busy;
+use crate::sys;
+
+use super::Worker;
+use super::entry::Moving;
+use super::record;
+use super::tokens::Token;
+use super::traffic::receive_operation;
+
+/// A connection on which bytes moved within this time goes first.
+const ACTIVE_MS: u64 = 1_000;
+
+/// Least time between two progress messages.
+const PROGRESS_MS: u64 = 50;
+
+/// Messages pushed to connections that are just moving.
+const MAX_FOLLOWING_PUSHES: usize = 4_096;
+
+/// One handoff in progress.
+pub struct HandoffJob {
+    report: HandoffReport,
+    /// Connections that were not looked at yet, in order.
+    waiting: VecDeque<usize>,
+    /// Connections whose operations are being ended, or which wait for room or for their session.
+    freezing: Vec<usize>,
+    /// Where the next connection goes.
+    next_channel: usize,
+    /// Newcomers are not expected any more.
+    emptying: bool,
+    /// The accept queues were swept after the last accept had ended.
+    swept: bool,
+    /// Nothing is frozen any more, and what is on offer is taken back.
+    cancelled: bool,
+    /// The supervisor has been told that it is over.
+    reported: bool,
+    progress_ms: u64,
+    following: Vec<(usize, Vec<u8>)>,
+}
+
+impl HandoffJob {
+    fn new(reload: u64) -> Self {
+        Self {
+            report: HandoffReport { reload, ..HandoffReport::default() },
+            waiting: VecDeque::new(),
+            freezing: Vec::new(),
+            next_channel: 0,
+            emptying: false,
+            swept: false,
+            cancelled: false,
+            reported: false,
+            progress_ms: 0,
+            following: Vec::new(),
+        }
+    }
+
+    /// A connection that was accepted while the handoff runs.
+    pub fn add_newcomer(&mut self, key: usize) {
+        if !self.cancelled {
+            self.waiting.push_back(key);
+            self.reported = false;
+        }
+    }
+}
+
+impl Worker {
+    /// Freeze and hand off everything.
+    pub(super) fn begin_handoff(&mut self, reload: u64) {
+        let mut job = HandoffJob::new(reload);
+        let active_after = self.now_ms.saturating_sub(ACTIVE_MS);
+        for (key, entry) in &mut self.entries {
+            if entry.moving == Moving::Stays {
+                entry.moving = Moving::No; // it is offered again at every reload
+            }
+            if entry.active_ms >= active_after {
+                job.waiting.push_front(key);
+            } else {
+                job.waiting.push_back(key);
+            }
+        }
+        self.status.draining.clear();
+        self.job = Some(job);
+    }
+
+    /// Stop accepting, hand off what is queued, report when nothing is left.
+    pub(super) fn begin_emptying(&mut self, reload: u64) {
+        if self.job.is_none() {
+            self.begin_handoff(reload);
+        }
+        if let Some(job) = &mut self.job {
+            job.emptying = true;
+            job.swept = false;
+            job.reported = false;
+        }
+        self.stop_accepting();
+    }
+
+    /// Freeze nothing more, take back what nobody has adopted.
+    pub(super) fn cancel_handoff(&mut self, reload: u64) {
+        let job = self.job.get_or_insert_with(|| HandoffJob::new(reload));
+        job.cancelled = true;
+        job.reported = false;
+        job.waiting.clear();
+        for key in std::mem::take(&mut job.freezing) {
+            self.stay(key, None);
+        }
+    }
+
+    /// Forget the handoff: the connections are served here again.
+    pub(super) fn end_handoff(&mut self) {
+        if let Some(mut job) = self.job.take() {
+            for key in std::mem::take(&mut job.freezing) {
+                self.stay(key, None);
+            }
+        }
+        for (_, entry) in &mut self.entries {
+            if entry.moving == Moving::Stays {
+                entry.moving = Moving::No;
+            }
+        }
+        self.status.draining.clear();
+    }
+
+    /// When the handoff needs the loop's attention without any completion.
+    pub(super) fn handoff_due_ms(&self) -> Option<u64> {
+        let mut due_ms = None::<u64>;
+        let mut at = |ms: u64| due_ms = Some(due_ms.map_or(ms, |due: u64| due.min(ms)));
+        for (_, channel) in &self.channels {
+            if let Some(oldest) = channel.oldest_offer_ms() {
+                at(oldest + self.configure.config.handoff.offer_timeout_ms + 1);
+                // A peer that closed the channel, or was killed between two words, wakes nobody.
+                if channel.phase() == Phase::Closed || channel.has_unsent() {
+                    at(self.now_ms + 1);
+                }
+            }
+        }
+        if let Some(job) = &self.job {
+            if !job.freezing.is_empty() {
+                at(self.now_ms + 1);
+            }
+            if !job.reported {
+                at(self.now_ms + PROGRESS_MS);
+            }
+        }
+        due_ms
+    }
+
+    /// One turn of the handoff.
+    pub(super) fn advance_handoff(&mut self) {
+        if !self.channels.is_empty() {
+            self.collect_answers();
+        }
+        if self.job.is_some() {
+            self.retry_freezing();
+            self.freeze_more();
+            self.report_handoff();
+        }
+        for index in self.channel_indices() {
+            if self.channels[index].has_unsent()
+                && let Err(error) = self.channels[index].flush()
+            {
+                self.on_channel_failure(index, error.to_string());
+            }
+            self.channels[index].announce_answers();
+        }
+    }
+
+    fn channel_indices(&self) -> Vec<usize> {
+        self.channels.iter().map(|(index, _)| index).collect()
+    }
+
+    fn collect_answers(&mut self) {
+        let timeout_ms = self.configure.config.handoff.offer_timeout_ms;
+        let cancelled = self.job.as_ref().is_some_and(|job| job.cancelled);
+        let overdue_before =
+            if cancelled { u64::MAX } else { self.now_ms.saturating_sub(timeout_ms) };
+        let mut answers = Vec::new();
+        for (_, channel) in &mut self.channels {
+            if channel.open_offers() > 0 {
+                channel.collect(Some(overdue_before), &mut answers);
+            }
+        }
+        for answer in answers {
+            match answer {
+                Answer::Started { key } => self.on_moved(key as usize),
+                Answer::TakenBack { key, socket, refused } => {
+                    let key = key as usize;
+                    self.entries[key].socket = Some(socket);
+                    if let Some(job) = &mut self.job {
+                        if refused {
+                            job.report.refused += 1;
+                        } else {
+                            job.report.reclaimed += 1;
+                        }
+                    }
+                    let reason = match (cancelled, refused) {
+                        (true, _) => None,
+                        (false, true) => Some("refused"),
+                        (false, false) => Some("offer-timeout"),
+                    };
+                    self.stay(key, reason);
+                }
+            }
+        }
+    }
+
+    fn on_moved(&mut self, key: usize) {
+        fault_point!("release.before");
+        let Moving::Offered { channel } = self.entries[key].moving else {
+            unreachable!("only offered connections are answered");
+        };
+        let entry = self.forget(key);
+        self.status.moved += 1;
+        let slot = self.scoreboard_slot();
+        slot.moved_out.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if let Some(job) = &mut self.job {
+            job.report.moved += 1;
+            let mut index = 0;
+            while index < job.following.len() {
+                if job.following[index].0 == key {
+                    let (_, bytes) = job.following.swap_remove(index);
+                    if let Some(channel) = self.channels.get_mut(channel) {
+                        channel.forward_push(entry.id, &bytes);
+                    }
+                } else {
+                    index += 1;
+                }
+            }
+        }
+    }
+
+    /// A connection goes on here. With a reason it is counted as one that could not be moved.
+    fn stay(&mut self, key: usize, reason: Option<&str>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.moving = if reason.is_some() { Moving::Stays } else { Moving::No };
+        if let Some(reason) = reason {
+            *self.status.draining.entry(reason.to_owned()).or_insert(0) += 1;
+            if let Some(job) = &mut self.job {
+                *job.report.staying.entry(reason.to_owned()).or_insert(0) += 1;
+            }
+        }
+        self.thaw(key);
+        if let Some(job) = &mut self.job {
+            let (mine, others) =
+                std::mem::take(&mut job.following).into_iter().partition(|(of, _)| *of == key);
+            job.following = others;
+            let mine: Vec<(usize, Vec<u8>)> = mine;
+            for (_, bytes) in mine {
+                if self.entries.get(key).is_some_and(|entry| entry.is_served()) {
+                    self.with_session(key, |session, context| session.on_push(&bytes, context));
+                }
+            }
+        }
+    }
+
+    /// A message for a connection that is just moving: it follows it, or waits for it to stay.
+    pub(super) fn push_while_moving(&mut self, key: usize, bytes: &[u8]) {
+        if let Some(job) = &mut self.job
+            && job.following.len() < MAX_FOLLOWING_PUSHES
+        {
+            job.following.push((key, bytes.to_vec()));
+        }
+    }
+
+    fn freeze_more(&mut self) {
+        let mut room: usize = {
+            let freezing = self.job.as_ref().map_or(0, |job| job.freezing.len());
+            let room: usize = self.channels.iter_mut().map(|(_, channel)| channel.room(0)).sum();
+            room.saturating_sub(freezing)
+        };
+        while room > 0 {
+            let Some(job) = &mut self.job else { return };
+            let Some(key) = job.waiting.pop_front() else { return };
+            let ready = self
+                .entries
+                .get(key)
+                .is_some_and(|entry| entry.moving == Moving::No && !entry.closing);
+            if ready {
+                room -= 1;
+                self.freeze(key);
+            }
+        }
+        let Some(job) = &mut self.job else { return };
+        // Without any channel that could still take them, those that wait stay.
+        let hopeless = !self.channels.is_empty()
+            && self.channels.iter().all(|(_, channel)| {
+                channel.phase() == Phase::Closed || channel.info.write_format.is_none()
+            });
+        if hopeless {
+            for key in std::mem::take(&mut job.waiting) {
+                if self.entries.get(key).is_some_and(|entry| entry.moving == Moving::No) {
+                    self.stay(key, Some("channel-closed"));
+                }
+            }
+        }
+    }
+
+    fn freeze(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        entry.moving = Moving::Freezing;
+        entry.frozen_ns = sys::boottime_ns();
+        if entry.receiving {
+            self.ring.cancel(receive_operation(key));
+        }
+        if let Some(sending) = entry.sending {
+            self.ring.cancel(sending.operation);
+        }
+        if let Some(job) = &mut self.job {
+            job.freezing.push(key);
+        }
+        fault_point!("freeze.begun");
+        self.try_offer(key);
+    }
+
+    /// Offers a frozen connection as soon as nothing names its socket any more.
+    pub(super) fn try_offer(&mut self, key: usize) {
+        let entry = &self.entries[key];
+        if entry.is_quiet() && entry.moving == Moving::Freezing {
+            let _ = self.offer(key);
+        }
+    }
+
+    fn offer(&mut self, key: usize) -> Result<(), Busy> {
+        let Some(format) = self.channels.iter().find_map(|(_, channel)| channel.info.write_format)
+        else {
+            return Err(Busy("no-format"));
+        };
+        let mut bytes = self.buffers.take();
+        let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
+        if let Err(busy) = saved {
+            self.buffers.give(bytes);
+            return Err(busy);
+        }
+        fault_point!("freeze.saved");
+        let indices = self.channel_indices();
+        let start = self.job.as_ref().map_or(0, |job| job.next_channel);
+        let mut outcome = Err(Busy("window"));
+        for turn in 0..indices.len() {
+            let index = indices[(start + turn) % indices.len()];
+            let channel = &mut self.channels[index];
+            if channel.phase() != Phase::Open || channel.info.write_format != Some(format) {
+                continue;
+            }
+            let Some(socket) = self.entries[key].socket.take() else { break };
+            match channel.offer(key as u64, &bytes, socket, self.now_ms) {
+                Ok(()) => {
+                    self.entries[key].moving = Moving::Offered { channel: index };
+                    if let Some(job) = &mut self.job {
+                        job.next_channel = start + turn + 1;
+                        job.freezing.retain(|frozen| *frozen != key);
+                    }
+                    outcome = Ok(());
+                    break;
+                }
+                Err(OfferError::Full(socket) | OfferError::Closed(socket)) => {
+                    self.entries[key].socket = Some(socket);
+                }
+            }
+        }
+        self.buffers.give(bytes);
+        outcome
+    }
+
+    fn retry_freezing(&mut self) {
+        let Some(job) = &self.job else { return };
+        let budget_ns = self.configure.config.handoff.freeze_budget_ms * 1_000_000;
+        let now_ns = sys::boottime_ns();
+        for key in job.freezing.clone() {
+            let entry = &self.entries[key];
+            let is_quiet = entry.is_quiet();
+            let overdue = now_ns.saturating_sub(entry.frozen_ns) > budget_ns;
+            let busy = if is_quiet { self.offer(key).err() } else { Some(Busy("freeze-budget")) };
+            if let Some(Busy(reason)) = busy
+                && overdue
+            {
+                if let Some(job) = &mut self.job {
+                    job.freezing.retain(|frozen| *frozen != key);
+                }
+                self.stay(key, Some(reason));
+            }
+        }
+    }
+
+    fn report_handoff(&mut self) {
+        let Some(job) = &mut self.job else { return };
+        if job.reported {
+            return;
+        }
+        let offered: usize = self.channels.iter().map(|(_, channel)| channel.open_offers()).sum();
+        let remaining = job.waiting.len() + job.freezing.len() + offered;
+        job.report.remaining = remaining as u64;
+        let over = if job.cancelled {
+            offered == 0
+        } else if job.emptying && remaining == 0 && self.accepts_are_over() {
+            if std::mem::replace(&mut self.job.as_mut().expect("just seen").swept, true) {
+                true
+            } else {
+                self.sweep_all();
+                return; // what the sweep found is handed off first
+            }
+        } else {
+            false
+        };
+        let Some(job) = &mut self.job else { return };
+        if over {
+            job.reported = true;
+            let report = job.report.clone();
+            tracing::debug!(?report, "handoff over");
+            self.tell(&FromWorker::Empty(report));
+        } else if self.now_ms >= job.progress_ms + PROGRESS_MS {
+            job.progress_ms = self.now_ms;
+            let report = job.report.clone();
+            self.tell(&FromWorker::Progress(report));
+        }
+    }
+
+    /// A channel's eventfd fired.
+    pub(super) fn on_channel_wake(&mut self, index: usize, result: i32, more: bool) {
+        let Some(channel) = self.channels.get_mut(index) else { return };
+        channel.on_wake();
+        if !more && result != -libc::ECANCELED {
+            self.ring.poll_multishot(channel.wake(), Token::ChannelWake(index).pack());
+        }
+    }
+
+    /// A channel's peer has died.
+    pub(super) fn on_channel_peer(&mut self, index: usize, result: i32) {
+        if result > 0
+            && let Some(channel) = self.channels.get_mut(index)
+        {
+            channel.on_peer_death();
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! From the inherited control descriptor to a running worker.
+//!
+//! Must not know: who spawned the process, beyond what the control messages say.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use slab::Slab;
+
+use crate::control::{Configure, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
+use crate::service::{Services, WorkerInfo};
+use crate::shm::{LoadMap, Scoreboard};
+use crate::uring::Ring;
+use crate::{fdpass, sys};
+
+use super::Worker;
+use super::commands::{encode, hello};
+use super::entry::BufferPool;
+use super::event_loop::DateCache;
+use super::inbox::Inbox;
+use super::incoming::Intake;
+use super::timers::Timers;
+use super::tokens::Token;
+
+/// Submission queue entries; the completion queue is larger.
+const RING_ENTRIES: u32 = 2_048;
+
+/// A supervisor that says nothing for so long is not there.
+const STARTUP_TIMEOUT_MS: u16 = 30_000;
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+enum StartupError {
+    #[error("control socket: {0}")]
+    Control(#[from] io::Error),
+    #[error("the supervisor closed the control socket")]
+    Closed,
+    #[error("the supervisor did not configure this worker within {STARTUP_TIMEOUT_MS} ms")]
+    Timeout,
+    #[error("a control message is not understood: {0}")]
+    Message(#[from] serde_json::Error),
+    #[error("{0}")]
+    Protocol(String),
+    #[error("io_uring: {0}")]
+    Ring(#[from] crate::uring::SetupError),
+    #[error("shared memory: {0}")]
+    Memory(#[from] crate::shm::MapError),
+    #[error("this program has no service {0:?}; it has: {1}")]
+    UnknownService(String, String),
+}
+
+/// Runs a worker that talks to its supervisor over `control`.
+pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
+    match start(&control, services) {
+        Ok(mut worker) => {
+            worker.add_link(control, true);
+            match worker.run() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    tracing::error!("io_uring_enter: {error}");
+                    worker
+                        .tell(&FromWorker::Failed { message: format!("io_uring_enter: {error}") });
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Err(StartupError::Closed) => ExitCode::FAILURE, // nobody is left to hear about it
+        Err(error) => {
+            tracing::error!("worker: {error}");
+            let bytes = encode(&FromWorker::Failed { message: error.to_string() });
+            let _ = fdpass::send(control.as_fd(), &[IoSlice::new(&bytes)], &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(control: &OwnedFd, services: &Services) -> Result<Worker, StartupError> {
+    let greeting = encode(&FromWorker::Hello(hello()));
+    fdpass::send(control.as_fd(), &[IoSlice::new(&greeting)], &[])?;
+    match receive(control)? {
+        (ToWorker::Hello(theirs), _) => {
+            if PROTOCOL_VERSIONS.newest_common(theirs.protocol).is_none() {
+                return Err(StartupError::Protocol(format!(
+                    "the supervisor speaks control protocol {:?}, this build {PROTOCOL_VERSIONS:?}",
+                    theirs.protocol
+                )));
+            }
+        }
+        (other, _) => {
+            return Err(StartupError::Protocol(format!("a hello was expected, not {other:?}")));
+        }
+    }
+    match receive(control)? {
+        (ToWorker::Configure(configure), descriptors) => {
+            Worker::new(*configure, descriptors, services)
+        }
+        (other, _) => {
+            Err(StartupError::Protocol(format!("the configuration was expected, not {other:?}")))
+        }
+    }
+}
+
+fn receive(control: &OwnedFd) -> Result<(ToWorker, Vec<OwnedFd>), StartupError> {
+    let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+    loop {
+        let mut polled = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::from(STARTUP_TIMEOUT_MS)) {
+            Ok(0) => return Err(StartupError::Timeout),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+        let mut descriptors = Vec::new();
+        match fdpass::receive(control.as_fd(), &mut bytes, &mut descriptors) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(StartupError::Closed);
+            }
+            Err(error) => return Err(error.into()),
+            Ok(received) if received.bytes == 0 => return Err(StartupError::Closed),
+            Ok(received) => {
+                return Ok((serde_json::from_slice(&bytes[..received.bytes])?, descriptors));
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn new(
+        configure: Configure,
+        mut descriptors: Vec<OwnedFd>,
+        services: &Services,
+    ) -> Result<Self, StartupError> {
+        let expected = 2 + usize::from(configure.has_load_map);
+        if descriptors.len() != expected {
+            return Err(StartupError::Protocol(format!(
+                "{expected} descriptors were expected with the configuration, {} came",
+                descriptors.len()
+            )));
+        }
+        crate::fault::set_generation(configure.identity.generation);
+        fault_point!("worker.start");
+        let name = &configure.config.service;
+        let service = services.create(name).ok_or_else(|| {
+            let known: Vec<&str> = services.names().collect();
+            StartupError::UnknownService(name.clone(), known.join(", "))
+        })?;
+        let shared_descriptors = descriptors.split_off(1);
+        let reattach = descriptors.remove(0);
+        let scoreboard = Scoreboard::map_all(shared_descriptors[0].as_fd())?;
+        let load_map = match shared_descriptors.get(1) {
+            Some(map) => Some(LoadMap::map(map.as_fd(), configure.identity.slot as usize + 1)?),
+            None => None,
+        };
+        let buffers = &configure.config.receive_buffers;
+        let mut ring = Ring::new(RING_ENTRIES, buffers.count, buffers.bytes)?;
+        let inbox = Arc::new(Inbox::new()?);
+        ring.poll_multishot(reattach.as_fd(), Token::Reattach.pack());
+        ring.poll_multishot(inbox.wake(), Token::Inbox.pack());
+        let mut date = DateCache::default();
+        date.refresh();
+        Ok(Self {
+            ring,
+            info: WorkerInfo {
+                pid: std::process::id(),
+                worker: configure.identity.worker,
+                generation: configure.identity.generation,
+            },
+            configure,
+            service,
+            entries: Slab::new(),
+            timers: Timers::default(),
+            buffers: BufferPool::default(),
+            date,
+            now_ms: sys::monotonic_ns() / 1_000_000,
+            next_connection: 0,
+            status: Default::default(),
+            by_address: HashMap::new(),
+            links: Vec::new(),
+            next_link: 0,
+            reattach,
+            scoreboard,
+            spare_figures: Default::default(),
+            load_map,
+            shared_descriptors,
+            listeners: Slab::new(),
+            accepting: true,
+            probes: Vec::new(),
+            channels: Slab::new(),
+            job: None,
+            intake: Intake::new(),
+            inbox,
+            pushable: HashMap::new(),
+            drain: None,
+            exit: false,
+        })
+    }
+}

@@ -1,0 +1,592 @@
+//! Bytes in, bytes out, back-pressure, and the end of a connection.
+//!
+//! Order on one connection: at most one send is in flight; what is produced meanwhile queues behind
+//! it. A first attempt to send never waits and uses a pooled buffer; what the socket does not take
+//! moves to a vector of its own, so that slow clients hold no more than they owe.
+//!
+//! Any step may end the connection, so a step that follows another one looks whether it is still
+//! there. An index is not used again before the completion that is being handled is done with.
+//!
+//! Must not know: listeners, control messages.
+
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+
+use crate::conn::{Environment, Event, Overdue, ReceiveEnd};
+use crate::proto::Input;
+use crate::proto::http1::BodyKind;
+use crate::proto::websocket::MessageKind;
+use crate::service::{self, Context, Headers, Message, Outcome};
+use crate::sys;
+use crate::uring::{RecvBuffer, SendBuffer};
+
+use super::Worker;
+use super::entry::{Entry, Moving, Sending};
+use super::exchange::Exchange;
+use super::tokens::Token;
+
+/// Pipelined bytes behind an unfinished response after which the worker stops receiving.
+const MAX_PENDING_BYTES: usize = 64 << 10;
+
+impl Worker {
+    /// A receive has completed.
+    pub(super) fn on_received(
+        &mut self,
+        key: usize,
+        result: i32,
+        more: bool,
+        buffer: Option<RecvBuffer>,
+    ) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if !more {
+            entry.receiving = false;
+        }
+        if entry.closing {
+            drop(buffer);
+            return self.reap(key);
+        }
+        entry.active_ms = self.now_ms;
+        let moving = entry.moving;
+        match (result, buffer) {
+            (1.., Some(mut bytes)) => {
+                self.status.bytes_received += bytes.len() as u64;
+                if moving == Moving::Freezing || entry.paused {
+                    entry.connection.keep(&bytes);
+                } else {
+                    self.on_bytes(key, &mut bytes);
+                }
+            }
+            (0, _) => self.on_receive_end(key, ReceiveEnd::Fin),
+            (result, _) if result == -libc::ENOBUFS || result == -libc::ECANCELED => {}
+            (result, _) if result == -libc::EINTR || result == -libc::EAGAIN => {}
+            (result, _) => self.on_receive_end(key, ReceiveEnd::Error(-result)),
+        }
+        if moving == Moving::Freezing {
+            self.try_offer(key);
+        } else if !more {
+            self.arm_receive(key);
+        }
+    }
+
+    pub(super) fn on_receive_end(&mut self, key: usize, end: ReceiveEnd) {
+        let entry = &mut self.entries[key];
+        if entry.moving == Moving::Freezing {
+            // This completion is the only witness: it travels with the state.
+            entry.connection.receive_end = end;
+            return;
+        }
+        if matches!(end, ReceiveEnd::Error(_)) {
+            entry.connection.receive_end = end;
+            return self.drop_connection(key);
+        }
+        if entry.connection.on_receive_end(end) {
+            self.end_session(key);
+        }
+        self.settle(key);
+    }
+
+    /// Bytes that arrived in one piece: they are parsed where they are.
+    fn on_bytes(&mut self, key: usize, bytes: &mut [u8]) {
+        let entry = &mut self.entries[key];
+        if !entry.connection.pending().is_empty() {
+            entry.connection.keep(bytes);
+            return self.process_pending(key, true);
+        }
+        let mut out = self.buffers.take();
+        let mut input = Input::new(bytes);
+        self.run_events(key, &mut input, &mut out);
+        let entry = &mut self.entries[key];
+        if !input.is_empty() {
+            entry.connection.keep(input.peek());
+        }
+        entry.connection.on_progress(self.now_ms, true, !out.is_empty() || entry.queued() > 0);
+        self.send_output(key, out);
+    }
+
+    /// Parses what was kept. `progress`: bytes have arrived since the last time.
+    pub(super) fn process_pending(&mut self, key: usize, progress: bool) {
+        let mut out = self.buffers.take();
+        let entry = &mut self.entries[key];
+        let mut bytes = entry.connection.take_pending();
+        let total = bytes.len();
+        let mut input = Input::new(&mut bytes);
+        self.run_events(key, &mut input, &mut out);
+        let left = input.len();
+        let entry = &mut self.entries[key];
+        entry.connection.put_back(bytes, total - left);
+        entry.connection.on_progress(self.now_ms, progress, !out.is_empty() || entry.queued() > 0);
+        self.send_output(key, out);
+    }
+
+    fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
+        let Self {
+            entries, service, configure, date, now_ms, info, status, inbox, pushable, ..
+        } = self;
+        let entry = &mut entries[key];
+        let config = &configure.config;
+        let environment = Environment {
+            limits: &config.limits,
+            websocket: &config.websocket,
+            now_ms: *now_ms,
+            date: date.value(),
+        };
+        let queued = entry.queued();
+        while out.len() + queued <= config.limits.send_queue_bytes as usize {
+            let Some(event) = entry.connection.next_event(input, &environment, out) else { break };
+            let mut exchange = Exchange {
+                connection: &mut entry.connection,
+                environment,
+                out: &mut *out,
+                queued,
+                timer_due_ms: &mut entry.timer_due_ms,
+                wants_room: &mut entry.wants_room,
+                upgrade: None,
+                expects_continue: false,
+                id: entry.id,
+                worker: *info,
+                inbox,
+                is_pushable: false,
+                messages_sent: 0,
+                misuse: None,
+            };
+            match event {
+                Event::Message { kind, payload } => {
+                    status.messages_received += 1;
+                    let message = match kind {
+                        MessageKind::Binary => Message::Binary(&payload),
+                        // The machine has validated it; a second look costs little for short texts.
+                        MessageKind::Text => match simdutf8::basic::from_utf8(&payload) {
+                            Ok(text) => Message::Text(text),
+                            Err(_) => unreachable!("the machine yields valid UTF-8 only"),
+                        },
+                    };
+                    if let Some(session) = &mut entry.session {
+                        session.on_message(message, &mut Context::new(&mut exchange));
+                    }
+                }
+                Event::Body(bytes) => {
+                    if let Some(session) = &mut entry.session {
+                        session.on_body(bytes, &mut Context::new(&mut exchange));
+                    }
+                }
+                Event::BodyEnd => {
+                    if let Some(session) = &mut entry.session {
+                        session.on_body_end(&mut Context::new(&mut exchange));
+                    }
+                }
+                Event::Request(request, upgrade) => {
+                    status.requests += 1;
+                    let is_websocket = upgrade.is_some();
+                    exchange.upgrade = upgrade;
+                    exchange.expects_continue = request.expects_continue;
+                    let seen = service::Request {
+                        method: request.method,
+                        path: request.path,
+                        query: request.query,
+                        headers: &HttpHeaders(&request),
+                        is_websocket,
+                        has_body: request.body != BodyKind::None,
+                        peer: entry.peer,
+                    };
+                    let outcome = service.on_request(&seen, &mut Context::new(&mut exchange));
+                    match outcome {
+                        Outcome::Done => {
+                            if exchange.connection.is_response_due() {
+                                exchange.misuse = Some("a request left without an answer");
+                            }
+                        }
+                        Outcome::Session(session) => {
+                            if exchange.expects_continue && exchange.connection.is_response_due() {
+                                exchange.connection.send_continue(exchange.out);
+                            }
+                            entry.session = Some(session);
+                        }
+                    }
+                }
+                Event::Ended => {
+                    if let Some(mut session) = entry.session.take() {
+                        session.on_close();
+                    }
+                }
+            }
+            status.messages_sent += exchange.messages_sent;
+            if exchange.is_pushable {
+                pushable.insert(entry.id, key);
+            }
+            if let Some(misuse) = exchange.misuse {
+                tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
+                fail_exchange(entry, &environment, out);
+            }
+            if entry.session.is_some() && entry.connection.is_exchange_over() {
+                entry.session = None;
+                entry.timer_due_ms = u64::MAX;
+                entry.wants_room = false;
+            }
+        }
+        entry.connection.after_input();
+    }
+
+    /// Calls the session outside of any input.
+    pub(super) fn with_session(
+        &mut self,
+        key: usize,
+        call: impl FnOnce(&mut dyn service::Session, &mut Context<'_>),
+    ) {
+        let mut out = self.buffers.take();
+        let Self { entries, configure, date, now_ms, info, status, inbox, pushable, .. } = self;
+        let entry = &mut entries[key];
+        let queued = entry.queued();
+        let was_blocked = !entry.connection.wants_input();
+        let Some(mut session) = entry.session.take() else { return self.buffers.give(out) };
+        let environment = Environment {
+            limits: &configure.config.limits,
+            websocket: &configure.config.websocket,
+            now_ms: *now_ms,
+            date: date.value(),
+        };
+        let mut exchange = Exchange {
+            connection: &mut entry.connection,
+            environment,
+            out: &mut out,
+            queued,
+            timer_due_ms: &mut entry.timer_due_ms,
+            wants_room: &mut entry.wants_room,
+            upgrade: None,
+            expects_continue: false,
+            id: entry.id,
+            worker: *info,
+            inbox,
+            is_pushable: false,
+            messages_sent: 0,
+            misuse: None,
+        };
+        call(session.as_mut(), &mut Context::new(&mut exchange));
+        status.messages_sent += exchange.messages_sent;
+        if exchange.is_pushable {
+            pushable.insert(entry.id, key);
+        }
+        if let Some(misuse) = exchange.misuse {
+            tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
+            fail_exchange(entry, &environment, &mut out);
+        } else if entry.connection.is_exchange_over() {
+            entry.timer_due_ms = u64::MAX;
+            entry.wants_room = false;
+        } else {
+            entry.session = Some(session);
+        }
+        entry.connection.after_input();
+        entry.connection.on_progress(*now_ms, false, !out.is_empty() || queued > 0);
+        let goes_on = was_blocked
+            && !entry.paused
+            && entry.connection.wants_input()
+            && !entry.connection.pending().is_empty();
+        self.queue_output(key, out);
+        if goes_on {
+            // The response before them is finished: pipelined requests go on.
+            self.process_pending(key, false);
+        } else {
+            self.settle(key);
+        }
+    }
+
+    /// Queues output and starts a send if none is in flight.
+    fn queue_output(&mut self, key: usize, out: Vec<u8>) {
+        let entry = &mut self.entries[key];
+        if out.is_empty() || entry.connection.send_is_shut {
+            self.buffers.give(out);
+        } else if entry.sending.is_some() || !entry.unsent.is_empty() {
+            entry.unsent.extend_from_slice(&out);
+            self.buffers.give(out);
+        } else {
+            self.submit_send(key, out, true);
+        }
+    }
+
+    /// Queues output and does what becomes due by it.
+    pub(super) fn send_output(&mut self, key: usize, out: Vec<u8>) {
+        self.queue_output(key, out);
+        let entry = &mut self.entries[key];
+        if entry.wants_room && entry.sending.is_none() {
+            // Nothing is in flight whose completion would give the session its turn.
+            return self.give_room(key);
+        }
+        self.settle(key);
+    }
+
+    fn submit_send(&mut self, key: usize, bytes: Vec<u8>, dont_wait: bool) {
+        let entry = &mut self.entries[key];
+        let Some(socket) = &entry.socket else { return };
+        let len = bytes.len() as u32;
+        let operation = self.ring.send(
+            socket.as_fd(),
+            Token::Send(key).pack(),
+            SendBuffer::Owned(bytes),
+            0,
+            dont_wait,
+        );
+        entry.sending = Some(Sending { operation, len });
+    }
+
+    /// Sends what was queued, if nothing is in flight.
+    pub(super) fn send_unsent(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.sending.is_none() && !entry.unsent.is_empty() {
+            let bytes = std::mem::take(&mut entry.unsent);
+            self.submit_send(key, bytes, false);
+        }
+    }
+
+    /// A send has completed.
+    pub(super) fn on_sent(&mut self, key: usize, result: i32, buffer: SendBuffer) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(sending) = entry.sending.take() else { return };
+        let sent = result.max(0) as usize;
+        self.status.bytes_sent += sent as u64;
+        let SendBuffer::Owned(bytes) = buffer else { return };
+        if sent < sending.len as usize && !entry.closing {
+            // Keep the tail in a vector of its own, in front of what queued up behind it.
+            let rest = &bytes[sent..];
+            let mut tail = Vec::with_capacity(rest.len() + entry.unsent.len());
+            tail.extend_from_slice(rest);
+            tail.extend_from_slice(&entry.unsent);
+            entry.unsent = tail;
+        }
+        self.buffers.give(bytes);
+        if entry.closing {
+            return self.reap(key);
+        }
+        if sent > 0 {
+            entry.active_ms = self.now_ms;
+        }
+        let failed = result < 0
+            && ![libc::EAGAIN, libc::ECANCELED, libc::EINTR, libc::ENOBUFS].contains(&-result);
+        if entry.moving == Moving::Freezing {
+            if failed {
+                entry.connection.receive_end = ReceiveEnd::Error(-result);
+            }
+            return self.try_offer(key);
+        }
+        if failed {
+            return self.drop_connection(key);
+        }
+        self.send_unsent(key);
+        let entry = &mut self.entries[key];
+        entry.connection.on_progress(self.now_ms, sent > 0, entry.queued() > 0);
+        self.give_room(key);
+    }
+
+    /// Output has left: the session gets its turn, or what is due is done.
+    pub(super) fn give_room(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        if entry.is_served()
+            && entry.wants_room
+            && entry.queued() <= bound / 2
+            && !entry.connection.is_ending()
+        {
+            entry.wants_room = false;
+            return self.with_session(key, |session, context| session.on_room(context));
+        }
+        self.settle(key);
+    }
+
+    /// Does what has become due after any change: an ending connection shuts down, the receive stops
+    /// or starts again, deadlines move.
+    pub(super) fn settle(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if !entry.is_served() {
+            return;
+        }
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        let queued = entry.queued();
+        if entry.connection.is_ending() && queued == 0 {
+            if !entry.connection.send_is_shut {
+                entry.connection.send_is_shut = true;
+                if let Some(socket) = &entry.socket {
+                    let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Write);
+                }
+            }
+            if entry.connection.receive_end != ReceiveEnd::Open {
+                return self.drop_connection(key);
+            }
+        }
+        let pending = entry.connection.pending().len();
+        let must_pause =
+            queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
+        if entry.paused {
+            if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
+                entry.paused = false;
+                self.arm_receive(key);
+                if pending > 0 {
+                    return self.process_pending(key, false);
+                }
+            }
+        } else if must_pause {
+            entry.paused = true;
+            if entry.receiving {
+                self.ring.cancel(receive_operation(key));
+            }
+        }
+        self.schedule(key);
+    }
+
+    /// Starts to receive, unless there is a reason not to.
+    pub(super) fn arm_receive(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let wanted = entry.is_served()
+            && !entry.receiving
+            && !entry.paused
+            && entry.connection.receive_end == ReceiveEnd::Open;
+        if let (true, Some(socket)) = (wanted, &entry.socket) {
+            self.ring.recv_multishot(socket.as_fd(), Token::Receive(key).pack());
+            entry.receiving = true;
+        }
+    }
+
+    /// Makes sure that the timers ask for this connection in time.
+    pub(super) fn schedule(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let environment = Environment {
+            limits: &self.configure.config.limits,
+            websocket: &self.configure.config.websocket,
+            now_ms: self.now_ms,
+            date: &[],
+        };
+        let due = entry.connection.deadline_ms(&environment).unwrap_or(u64::MAX);
+        let due = due.min(entry.timer_due_ms);
+        if due < entry.scheduled_ms {
+            entry.scheduled_ms = due;
+            let tag = entry.tag();
+            self.timers.schedule(due, key, tag);
+        }
+    }
+
+    /// The timers ask for this connection.
+    pub(super) fn on_timer(&mut self, key: usize, tag: u32) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if entry.tag() != tag || entry.scheduled_ms > self.now_ms {
+            return;
+        }
+        entry.scheduled_ms = u64::MAX;
+        if !entry.is_served() {
+            return;
+        }
+        if entry.fresh {
+            return self.schedule_in(key, 1);
+        }
+        if entry.timer_due_ms <= self.now_ms {
+            entry.timer_due_ms = u64::MAX;
+            self.with_session(key, |session, context| session.on_timer(context));
+        }
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.is_served()) else {
+            return;
+        };
+        let mut out = self.buffers.take();
+        let environment = Environment {
+            limits: &self.configure.config.limits,
+            websocket: &self.configure.config.websocket,
+            now_ms: self.now_ms,
+            date: self.date.value(),
+        };
+        match entry.connection.on_deadline(&environment, &mut out) {
+            Overdue::Drop => {
+                self.buffers.give(out);
+                return self.drop_connection(key);
+            }
+            Overdue::End => self.end_session(key),
+            Overdue::Nothing => {}
+        }
+        self.send_output(key, out);
+        if self.entries.contains(key) {
+            self.schedule(key);
+        }
+    }
+
+    fn schedule_in(&mut self, key: usize, after_ms: u64) {
+        let due = self.now_ms + after_ms;
+        let entry = &mut self.entries[key];
+        entry.scheduled_ms = due;
+        let tag = entry.tag();
+        self.timers.schedule(due, key, tag);
+    }
+
+    fn end_session(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        entry.timer_due_ms = u64::MAX;
+        entry.wants_room = false;
+        if let Some(mut session) = entry.session.take() {
+            session.on_close();
+        }
+    }
+
+    /// Gives a connection up: nothing is flushed any more.
+    pub(super) fn drop_connection(&mut self, key: usize) {
+        self.end_session(key);
+        let entry = &mut self.entries[key];
+        entry.closing = true;
+        entry.connection.end();
+        if let Some(socket) = &entry.socket {
+            // A duplicate in another process, or in a message that nobody read, must not keep the
+            // peer waiting for its FIN. This also ends the operations in flight.
+            let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
+        }
+        if entry.receiving {
+            self.ring.cancel(receive_operation(key));
+        }
+        if let Some(sending) = entry.sending {
+            self.ring.cancel(sending.operation);
+        }
+        self.reap(key);
+    }
+
+    /// Removes a connection that is given up, once no operation names its socket.
+    fn reap(&mut self, key: usize) {
+        let entry = &self.entries[key];
+        if entry.closing && entry.is_quiet() {
+            let entry = self.forget(key);
+            if let Some(socket) = entry.socket {
+                self.ring.close(socket);
+            }
+        }
+    }
+
+    /// Takes a connection out of every table.
+    pub(super) fn forget(&mut self, key: usize) -> Entry {
+        let entry = self.entries.remove(key);
+        self.pushable.remove(&entry.id);
+        self.leave_address(entry.peer.ip());
+        self.publish_load();
+        entry
+    }
+}
+
+/// Names the receive of a connection.
+pub(super) fn receive_operation(key: usize) -> crate::uring::Operation {
+    crate::uring::Operation::receive(Token::Receive(key).pack())
+}
+
+/// The service broke its exchange: the client gets a 500 where that is still possible.
+fn fail_exchange(entry: &mut Entry, environment: &Environment<'_>, out: &mut Vec<u8>) {
+    if let Some(mut session) = entry.session.take() {
+        session.on_close();
+    }
+    if entry.connection.is_response_due() {
+        entry.connection.respond(environment, out, 500, &[], b"500: the service is at fault\n");
+    }
+    entry.connection.close_websocket(out, 1011, "the service is at fault");
+    entry.connection.end();
+}
+
+struct HttpHeaders<'a, 'b>(&'a crate::proto::http1::Request<'b>);
+
+impl Headers for HttpHeaders<'_, '_> {
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        self.0.header(name)
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        for (name, value) in self.0.headers() {
+            visit(name, value);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Clients: a WebSocket client that is not ours (tungstenite), and raw bytes.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use tungstenite::{Message, WebSocket};
+
+use super::PATIENCE;
+
+/// A WebSocket client on a plain TCP stream.
+pub type Client = WebSocket<TcpStream>;
+
+/// Connects with every operation bounded in time.
+#[track_caller]
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+    stream.set_write_timeout(Some(PATIENCE)).expect("write timeout");
+    stream.set_nodelay(true).expect("nodelay");
+    stream
+}
+
+/// Opens a WebSocket at that path.
+#[track_caller]
+pub fn websocket(address: SocketAddr, path: &str) -> Client {
+    let stream = connect(address);
+    let (client, _) =
+        tungstenite::client(format!("ws://{address}{path}"), stream).expect("handshake");
+    client
+}
+
+/// One turn on `/ws/counter`: `(n, generation)`.
+#[track_caller]
+pub fn count(client: &mut Client) -> (u64, u64) {
+    client.send(Message::text("tick")).expect("send");
+    let answer = loop {
+        match client.read().expect("read") {
+            Message::Text(text) => break text.to_string(),
+            Message::Ping(_) | Message::Pong(_) => {}
+            other => panic!("not an answer: {other:?}"),
+        }
+    };
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    (answer["n"].as_u64().expect("n"), answer["generation"].as_u64().expect("generation"))
+}
+
+/// Echoes one message on `/ws/echo` and compares.
+#[track_caller]
+pub fn echo(client: &mut Client, message: Message) {
+    client.send(message.clone()).expect("send");
+    assert_eq!(client.read().expect("read"), message);
+}
+
+/// Writes a request and reads until the peer closes.
+#[track_caller]
+pub fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let mut stream = connect(address);
+    stream.write_all(request).expect("write");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("read");
+    answer
+}

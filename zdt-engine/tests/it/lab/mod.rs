@@ -1,0 +1,25 @@
+//! A laboratory for workers: real worker processes, with the test in the supervisor's seat.
+//!
+//! The test decides which control message is sent when, and which fault points are armed in which
+//! process, so that every step of the handoff protocol can be interrupted on purpose.
+
+pub mod client;
+pub mod worker;
+
+pub use worker::{Pair, TestWorker};
+
+use std::time::{Duration, Instant};
+
+/// Nothing in a test may take longer; what does is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Polls `condition` until it holds. The wait between two looks is no synchronisation: only the
+/// condition is.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "did not happen in {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,362 @@
+//! One worker process under the test's control, and channels between two of them.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::unistd::Pid;
+
+use zdt_engine::config::WorkerConfig;
+use zdt_engine::control::{
+    Configure, FromWorker, HandoffReport, Hello, Identity, IncomingReport, ListenerInfo,
+    MAX_MESSAGE_BYTES, OpenChannel, PROTOCOL_VERSIONS, ToWorker, WorkerStatus,
+};
+use zdt_engine::shm::{ChannelMemory, Scoreboard};
+use zdt_engine::sys::EventFd;
+use zdt_engine::{fdpass, state, sys};
+
+use super::PATIENCE;
+
+/// Descriptors are made inheritable only while this is held, so that no other child gets them.
+static SPAWNING: Mutex<()> = Mutex::new(());
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+fn unique() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A worker process.
+pub struct TestWorker {
+    child: Child,
+    control: OwnedFd,
+    pub identity: Identity,
+    backlog: VecDeque<FromWorker>,
+    listeners: Vec<(ListenerInfo, OwnedFd)>,
+    scoreboard: OwnedFd,
+    ended: bool,
+}
+
+/// Options of a worker process.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// `ZDT_FAULT`.
+    pub faults: &'a str,
+    /// Job of the worker.
+    pub config: WorkerConfig,
+    /// Soft and hard limit of open files.
+    pub open_files: Option<u64>,
+    /// Another binary than the one under test.
+    pub binary: Option<&'a std::path::Path>,
+}
+
+impl TestWorker {
+    /// Starts a worker of that generation with default options.
+    pub fn spawn(generation: u32) -> Self {
+        Self::spawn_with(generation, &Options::default())
+    }
+
+    /// Starts a worker with an armed fault point.
+    pub fn spawn_with_fault(generation: u32, faults: &str) -> Self {
+        Self::spawn_with(generation, &Options { faults, ..Options::default() })
+    }
+
+    /// Starts a worker.
+    pub fn spawn_with(generation: u32, options: &Options<'_>) -> Self {
+        let (control, theirs) = sys::socket::seqpacket_pair().expect("socketpair");
+        let default_binary = std::path::Path::new(env!("CARGO_BIN_EXE_zdt"));
+        let binary = options.binary.unwrap_or(default_binary);
+        let child = {
+            let _alone = SPAWNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).expect("F_SETFD");
+            let number = theirs.as_raw_fd().to_string();
+            let mut command = match options.open_files {
+                None => Command::new(binary),
+                Some(count) => {
+                    let mut command = Command::new("/bin/sh");
+                    command.arg("-c").arg(format!("ulimit -n {count}; exec \"$@\"")).arg("sh");
+                    command.arg(binary);
+                    command
+                }
+            };
+            command
+                .args(["worker", "--control-fd", &number])
+                .env("ZDT_FAULT", options.faults)
+                .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()))
+                .stdin(Stdio::null())
+                .spawn()
+                .expect("spawn a worker")
+        };
+        drop(theirs);
+        let scoreboard = Scoreboard::create(64).expect("scoreboard");
+        let identity =
+            Identity { worker: unique() as u32, generation, index: 0, slot: generation % 64 };
+        let worker = Self {
+            child,
+            control,
+            identity,
+            backlog: VecDeque::new(),
+            listeners: Vec::new(),
+            scoreboard,
+            ended: false,
+        };
+        worker.send(
+            &ToWorker::Hello(Hello {
+                protocol: PROTOCOL_VERSIONS,
+                state_reads: state::FORMAT_READS,
+                state_writes: state::FORMAT_WRITES,
+                build: "test".to_owned(),
+                pid: std::process::id(),
+            }),
+            &[],
+        );
+        let configure = Configure {
+            identity: worker.identity.clone(),
+            config: options.config.clone(),
+            has_load_map: false,
+            supervisor_uid: nix::unistd::geteuid().as_raw(),
+        };
+        let reattach = abstract_listener();
+        let descriptors = [reattach.as_fd(), worker.scoreboard.as_fd()];
+        worker.send(&ToWorker::Configure(Box::new(configure)), &descriptors);
+        worker
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a control message.
+    pub fn send(&self, message: &ToWorker, descriptors: &[BorrowedFd<'_>]) {
+        let bytes = serde_json::to_vec(message).expect("JSON");
+        // A worker that was just killed does not receive; the test looks at what follows from that.
+        let _ = fdpass::send(self.control.as_fd(), &[IoSlice::new(&bytes)], descriptors);
+    }
+
+    /// The next message for which `pick` returns something; others are kept.
+    #[track_caller]
+    pub fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&FromWorker) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut looked_at = 0;
+        loop {
+            while looked_at < self.backlog.len() {
+                if let Some(picked) = pick(&self.backlog[looked_at]) {
+                    self.backlog.remove(looked_at);
+                    return picked;
+                }
+                looked_at += 1;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "waited {PATIENCE:?} for {what}; got {:?}", self.backlog);
+            assert!(!self.ended, "the worker ended while {what} was awaited; {:?}", self.backlog);
+            self.receive(left.as_millis() as u16);
+        }
+    }
+
+    fn receive(&mut self, timeout_ms: u16) {
+        let mut polled = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, PollTimeout::from(timeout_ms)) == Ok(0) {
+            return;
+        }
+        let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+        let mut descriptors = Vec::new();
+        match fdpass::receive(self.control.as_fd(), &mut bytes, &mut descriptors) {
+            Ok(received) if received.bytes > 0 => {
+                let message = serde_json::from_slice(&bytes[..received.bytes]).expect("JSON");
+                self.backlog.push_back(message);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => self.ended = true,
+        }
+    }
+
+    /// Makes a listening socket for this worker on a free port.
+    pub fn listen(&mut self) -> SocketAddr {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let socket = sys::socket::listener(address, true, 4_096).expect("listener");
+        self.take_listener(socket, true)
+    }
+
+    /// Gives this worker a listening socket.
+    pub fn take_listener(&mut self, socket: OwnedFd, own: bool) -> SocketAddr {
+        let address = sys::socket::local_address(socket.as_fd()).expect("local address");
+        let info = ListenerInfo { id: unique(), address, own };
+        self.send(&ToWorker::Listen { listeners: vec![info.clone()] }, &[socket.as_fd()]);
+        self.listeners.push((info, socket));
+        self.wait("Ready", |message| matches!(message, FromWorker::Ready).then_some(()));
+        address
+    }
+
+    /// Another descriptor of its first listener.
+    pub fn listener_duplicate(&self) -> OwnedFd {
+        self.listeners[0].1.try_clone().expect("dup")
+    }
+
+    /// Its figures.
+    #[track_caller]
+    pub fn status(&mut self) -> WorkerStatus {
+        let request = unique();
+        self.send(&ToWorker::Status { request }, &[]);
+        self.wait("Status", |message| match message {
+            FromWorker::Status { request: of, status } if *of == request => {
+                Some((**status).clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits until it has handed off, or decided to keep, everything.
+    #[track_caller]
+    pub fn wait_empty(&mut self) -> HandoffReport {
+        self.wait("Empty", |message| match message {
+            FromWorker::Empty(report) => Some(report.clone()),
+            _ => None,
+        })
+    }
+
+    /// Commits a reload.
+    #[track_caller]
+    pub fn commit(&mut self, reload: u64, drain_ms: Option<u64>) -> IncomingReport {
+        self.send(&ToWorker::Commit { reload, drain_ms }, &[]);
+        self.wait("Committed", |message| match message {
+            FromWorker::Committed { incoming, .. } => Some(incoming.clone()),
+            _ => None,
+        })
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Waits until the process is stopped by a signal.
+    pub fn wait_stopped(&self) {
+        super::eventually("the worker stops at its fault point", || self.state() == Some('T'));
+    }
+
+    /// Waits until the process has ended, without collecting it.
+    pub fn wait_dead(&self) {
+        super::eventually("the worker ends", || matches!(self.state(), None | Some('Z')));
+    }
+
+    fn state(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+}
+
+impl Drop for TestWorker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An unnamed listening Unix socket, where the supervisor would put `worker-ID.sock`.
+fn abstract_listener() -> OwnedFd {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("socket");
+    let name = format!("zdt-test-{}-{}", std::process::id(), unique());
+    let address = UnixAddr::new_abstract(name.as_bytes()).expect("name");
+    bind(listener.as_raw_fd(), &address).expect("bind");
+    listen(&listener, Backlog::new(8).expect("backlog")).expect("listen");
+    listener
+}
+
+/// A reload between one blue and one green worker.
+pub struct Pair {
+    pub blue: TestWorker,
+    pub green: TestWorker,
+    pub reload: u64,
+}
+
+impl Pair {
+    /// Joins them with a channel.
+    #[track_caller]
+    pub fn join(blue: TestWorker, green: TestWorker) -> Self {
+        let mut pair = Self { blue, green, reload: unique() };
+        pair.open_channel(0, Some(1));
+        for end in [&mut pair.blue, &mut pair.green] {
+            end.wait("ChannelReady", |message| {
+                matches!(message, FromWorker::ChannelReady { .. }).then_some(())
+            });
+        }
+        pair
+    }
+
+    /// Sends both their ends of a channel.
+    pub fn open_channel(&mut self, channel: u32, write_format: Option<u16>) {
+        let memory = ChannelMemory::create().expect("channel memory");
+        let (blue_socket, green_socket) = sys::socket::seqpacket_pair().expect("socketpair");
+        let blue_wake = EventFd::new().expect("eventfd");
+        let green_wake = EventFd::new().expect("eventfd");
+        let blue_pidfd = sys::pidfd_open(self.blue.pid()).expect("pidfd");
+        let green_pidfd = sys::pidfd_open(self.green.pid()).expect("pidfd");
+        let open = |is_blue, peer: &Identity| {
+            ToWorker::OpenChannel(OpenChannel {
+                reload: self.reload,
+                channel,
+                is_blue,
+                peer: peer.clone(),
+                write_format,
+            })
+        };
+        self.blue.send(
+            &open(true, &self.green.identity),
+            &[
+                memory.as_fd(),
+                blue_socket.as_fd(),
+                blue_wake.as_fd(),
+                green_wake.as_fd(),
+                green_pidfd.as_fd(),
+            ],
+        );
+        self.green.send(
+            &open(false, &self.blue.identity),
+            &[
+                memory.as_fd(),
+                green_socket.as_fd(),
+                green_wake.as_fd(),
+                blue_wake.as_fd(),
+                blue_pidfd.as_fd(),
+            ],
+        );
+    }
+
+    /// Hands everything from blue to green and waits until blue is empty.
+    #[track_caller]
+    pub fn hand_off(&mut self) -> HandoffReport {
+        self.begin();
+        self.blue.wait_empty()
+    }
+
+    /// Starts the handoff of everything, blue to green.
+    pub fn begin(&self) {
+        self.blue.send(&ToWorker::Handoff { reload: self.reload }, &[]);
+        self.blue.send(&ToWorker::StopAccepting { reload: self.reload }, &[]);
+    }
+
+    /// Takes everything back: the same, green to blue.
+    #[track_caller]
+    pub fn roll_back(&mut self) -> HandoffReport {
+        self.blue.send(&ToWorker::CancelHandoff { reload: self.reload }, &[]);
+        self.blue.wait_empty();
+        self.green.send(&ToWorker::Handoff { reload: self.reload }, &[]);
+        self.green.send(&ToWorker::StopAccepting { reload: self.reload }, &[]);
+        let report = self.green.wait_empty();
+        self.blue.send(&ToWorker::ResumeAccepting, &[]);
+        report
+    }
+}
