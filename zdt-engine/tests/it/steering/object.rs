@@ -1,0 +1,1 @@
+//! The committed object belongs to the sources of the program.
