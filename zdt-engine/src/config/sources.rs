@@ -124,6 +124,8 @@ impl Overrides {
 pub struct Sources {
     /// The file; without one the defaults are what the environment and the flags build on.
     pub file: Option<PathBuf>,
+    /// What the program that embeds the engine has as defaults of its own.
+    pub defaults: Overrides,
     /// The command line.
     pub overrides: Overrides,
 }
@@ -145,10 +147,10 @@ impl Sources {
         &self,
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, ConfigError> {
-        let mut table = match &self.file {
-            Some(path) => read_file(path)?,
-            None => Table::new(),
-        };
+        let mut table = self.defaults.0.clone();
+        if let Some(path) = &self.file {
+            merge(&mut table, &read_file(path)?);
+        }
         for variable in ENVIRONMENT {
             if let Some(text) = environment(variable.name).filter(|text| !text.is_empty()) {
                 let value = parse(variable.form, &text).map_err(|reason| {
@@ -274,8 +276,7 @@ mod tests {
     fn file(text: &str) -> (tempfile::NamedTempFile, Sources) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let sources =
-            Sources { file: Some(file.path().to_owned()), overrides: Overrides::default() };
+        let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
         (file, sources)
     }
 

@@ -19,6 +19,7 @@ use super::reload::Verdict;
 use super::reloading::{ActiveReload, QueuedReload};
 use super::respawn::RespawnGuard;
 use super::rundir::RunDir;
+use super::scoreboard::Board;
 use super::signals::{SignalEvent, Signals};
 use super::statuses::StatusRequests;
 use super::steer::Steer;
@@ -26,7 +27,6 @@ use super::stopping::Stopping;
 use super::{WorkerId, store};
 use crate::config::{Settings, Sources};
 use crate::control::ToWorker;
-use crate::shm::Scoreboard;
 
 /// Living generations: the fifth ends the oldest drain first.
 pub(super) const MAX_GENERATIONS: usize = 4;
@@ -42,7 +42,7 @@ pub(super) struct Core {
     pub run_dir: RunDir,
     pub steer: Steer,
     pub max_workers: u32,
-    pub scoreboard: Scoreboard,
+    pub scoreboard: Board,
     pub listeners: Listeners,
     pub generations: BTreeMap<u32, Generation>,
     pub workers: BTreeMap<WorkerId, Worker>,
@@ -218,7 +218,7 @@ impl Core {
                     place.foreign.iter().copied().filter(|id| ids.contains(id)).collect();
                 place.foreign.retain(|id| !ids.contains(id));
                 if let (Some(worker), false) = (place.worker, held.is_empty()) {
-                    messages.push((worker, ToWorker::Forget { listeners: held }));
+                    messages.push((worker, ToWorker::ForgetListeners { ids: held }));
                 }
             }
         }

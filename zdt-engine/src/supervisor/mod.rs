@@ -20,6 +20,7 @@ pub mod reload;
 mod reloading;
 mod respawn;
 mod rundir;
+mod scoreboard;
 mod signals;
 mod start;
 mod statuses;
@@ -29,7 +30,7 @@ mod store;
 mod workers;
 
 pub use handle::Handle;
-pub use process::own_path;
+pub use process::{find_user, own_path};
 pub use rundir::{
     RunDirError, check as check_run_dir, connect_to_worker, control_socket,
     default_path as default_run_dir, workers_in,

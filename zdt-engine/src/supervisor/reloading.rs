@@ -365,11 +365,8 @@ impl Core {
                 continue;
             };
             side.insert(id);
-            let line = self.scoreboard.slot(worker.identity.slot);
-            worker.baseline = (
-                line.moved_out.load(std::sync::atomic::Ordering::Relaxed),
-                line.adopted_in.load(std::sync::atomic::Ordering::Relaxed),
-            );
+            let figures = self.scoreboard.figures(worker.identity.slot);
+            worker.baseline = (figures.moved_out, figures.adopted_in);
         }
     }
 

@@ -12,11 +12,11 @@ use super::handle::{Handle, Readiness};
 use super::listeners::Listeners;
 use super::reloading::QueuedReload;
 use super::rundir::{self, RunDir, RunDirError};
+use super::scoreboard::Board;
 use super::signals::Signals;
 use super::steer::Steer;
 use super::{adopt, control_socket, process, store};
 use crate::config::{ConfigError, MAX_WORKERS, Settings, Sources};
-use crate::shm::Scoreboard;
 use crate::{admin, sys};
 
 /// Why a supervisor does not start, or ended badly. Whoever started it can mend it.
@@ -126,8 +126,7 @@ fn fresh(
         run_dir.path(),
     )
     .map_err(StartError::Other)?;
-    let scoreboard = Scoreboard::create(Steer::banks() * MAX_WORKERS)
-        .map_err(|error| StartError::Other(format!("cannot make the scoreboard: {error}")))?;
+    let scoreboard = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core {
         settings: settings.clone(),
         sources,

@@ -3,7 +3,6 @@
 //! Must not know: who asks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -114,13 +113,13 @@ impl Core {
             .map(|(&id, worker)| {
                 let answer = answers.get(&id);
                 let pid = worker.process.pid();
-                let line = self.scoreboard.slot(worker.identity.slot);
+                let figures = self.scoreboard.figures(worker.identity.slot);
                 let from_scoreboard = || WorkerStatus {
                     pid,
-                    connections: line.connections.load(Ordering::Relaxed),
-                    accepted: line.accepted.load(Ordering::Relaxed),
-                    adopted: line.adopted_in.load(Ordering::Relaxed),
-                    moved: line.moved_out.load(Ordering::Relaxed),
+                    connections: figures.connections,
+                    accepted: figures.accepted,
+                    adopted: figures.adopted_in,
+                    moved: figures.moved_out,
                     ..WorkerStatus::default()
                 };
                 let figures = answer.cloned().unwrap_or_else(from_scoreboard);

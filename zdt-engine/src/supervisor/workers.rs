@@ -4,7 +4,6 @@
 //! Must not know: in which order a reload proceeds.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::WorkerId;
@@ -58,17 +57,7 @@ impl Core {
                 format!("cannot watch worker {id}: {error}")
             })?;
         let pid = process.pid();
-        let line = self.scoreboard.slot(slot);
-        for counter in [
-            &line.connections,
-            &line.accepted,
-            &line.moved_out,
-            &line.adopted_in,
-            &line.closed,
-            &line.heartbeat_ms,
-        ] {
-            counter.store(0, Ordering::Relaxed);
-        }
+        self.scoreboard.clear(slot);
         let identity = Identity { worker: id, generation, index, slot };
         let worker = Worker {
             identity,
@@ -300,12 +289,12 @@ impl Core {
 
     /// What the scoreboard says of a worker, relative to the flip of the present reload.
     pub fn tally(&self, worker: &Worker, dead: bool) -> Tally {
-        let line = self.scoreboard.slot(worker.identity.slot);
+        let figures = self.scoreboard.figures(worker.identity.slot);
         let (moved_before, adopted_before) = worker.baseline;
         Tally {
-            connections: line.connections.load(Ordering::Relaxed),
-            moved_out: line.moved_out.load(Ordering::Relaxed).saturating_sub(moved_before),
-            adopted_in: line.adopted_in.load(Ordering::Relaxed).saturating_sub(adopted_before),
+            connections: figures.connections,
+            moved_out: figures.moved_out.saturating_sub(moved_before),
+            adopted_in: figures.adopted_in.saturating_sub(adopted_before),
             dead,
         }
     }

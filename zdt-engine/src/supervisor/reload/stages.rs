@@ -7,12 +7,15 @@
 //! Must not know: descriptors, sockets, maps, clocks.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Outcome;
 use super::machine::{Action, Event, Mark, Member, Shared};
 use crate::control::{FromWorker, Hello, ToWorker};
 use crate::supervisor::{WorkerId, plan};
+
+/// How long blue may take to cancel its offers before it accepts again anyway.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -415,7 +418,7 @@ impl Committing {
     }
 }
 
-/// Blue accepts again and takes back what nobody has adopted.
+/// Blue takes back what nobody has adopted, and then accepts again.
 #[derive(Debug)]
 pub(super) struct RollingBack {
     why: String,
@@ -430,14 +433,13 @@ impl RollingBack {
         let reload = shared.id;
         let mut waiting = BTreeSet::new();
         if shared.handoff_begun {
-            // Cancel first, so that what is accepted from now on stays.
             for worker in shared.live_blue() {
                 shared.send(worker, ToWorker::CancelHandoff { reload });
-                shared.send(worker, ToWorker::ResumeAccepting);
                 waiting.insert(worker);
             }
         }
-        let deadline = now + shared.options.answer_timeout;
+        // Blue does not accept meanwhile: an answer that a hanging green holds up is not waited for.
+        let deadline = now + shared.options.answer_timeout.min(CANCEL_PATIENCE);
         RollingBack { why, waiting, deadline }.settle(shared, now, &Event::Flipped)
     }
 
@@ -466,6 +468,11 @@ impl Returning {
     fn begin(shared: &mut Shared, why: String, now: Instant) -> Stage {
         let reload = shared.id;
         let mut waiting = BTreeSet::new();
+        if shared.handoff_begun {
+            for worker in shared.live_blue() {
+                shared.send(worker, ToWorker::ResumeAccepting);
+            }
+        }
         if shared.channels_opened {
             let green = shared.live_green();
             for &worker in &green {
