@@ -1,15 +1,26 @@
 //! The configuration's types and their defaults.
 //!
 //! [`WorkerConfig`] is the part that a worker needs; the supervisor sends it in the first control
-//! message, so that a worker reads no file and no environment variable.
+//! message, so that a worker reads no file and no environment variable. [`Settings`] is the whole
+//! (see `zdt.toml` at the root of the repository), [`Sources`] where it comes from. Unknown keys are
+//! errors in the file only: on the way to a worker of another build they must be ignored.
 //!
 //! Must not know: sockets, processes, protocols.
 
+mod settings;
+mod sources;
+
 use serde::{Deserialize, Serialize};
+
+pub use settings::{
+    AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
+    SteeringMode, Strategy,
+};
+pub use sources::{ConfigError, ENVIRONMENT, EnvironmentName, Form, Overrides, Sources};
 
 /// All that a worker is told about its job. Every duration is in milliseconds, every size in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct WorkerConfig {
     /// Name of the service to run: `demo`, or the name of an embedded one.
     pub service: String,
@@ -25,7 +36,7 @@ pub struct WorkerConfig {
 
 /// See [`WorkerConfig::limits`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Limits {
     /// Open connections of one worker; further ones are accepted and closed at once.
     pub max_connections: u32,
@@ -53,7 +64,7 @@ pub struct Limits {
 
 /// See [`WorkerConfig::websocket`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct WebSocketOptions {
     /// A silent peer is pinged after this; 0 is never.
     pub ping_interval_ms: u64,
@@ -67,7 +78,7 @@ pub struct WebSocketOptions {
 
 /// See [`WorkerConfig::handoff`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct HandoffOptions {
     /// A connection that cannot be frozen in this time thaws in place and drains.
     pub freeze_budget_ms: u64,
@@ -79,7 +90,7 @@ pub struct HandoffOptions {
 
 /// See [`WorkerConfig::receive_buffers`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct ReceiveBuffers {
     /// A power of two, at most 32,768.
     pub count: u16,

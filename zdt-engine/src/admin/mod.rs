@@ -1,1 +1,59 @@
-//! (placeholder)
+//! The admin endpoint: health, readiness and status over HTTP, on a loopback address.
+//!
+//! Must not know: the insides of the supervisor and of workers.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+
+use crate::supervisor::Handle;
+use crate::supervisor::handle::Readiness;
+
+/// Serves until it is aborted.
+pub async fn serve(listener: tokio::net::TcpListener, handle: Handle) {
+    if let Err(error) = axum::serve(listener, router(handle)).await {
+        tracing::error!(%error, "the admin endpoint has ended");
+    }
+}
+
+fn router(handle: Handle) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(readiness))
+        .route("/_zero-downtime/status", get(status))
+        .with_state(handle)
+}
+
+/// 200 as long as the supervisor's loop runs.
+async fn health(State(handle): State<Handle>) -> Response {
+    match handle.status().await {
+        Some(status) => Json(serde_json::json!({ "status": status.status })).into_response(),
+        None => ending(),
+    }
+}
+
+/// 200 while new connections are welcome.
+async fn readiness(State(handle): State<Handle>) -> Response {
+    let (code, text) = match handle.readiness() {
+        Readiness::Ready => (StatusCode::OK, "ready"),
+        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Readiness::NoWorker => (StatusCode::SERVICE_UNAVAILABLE, "no worker accepts"),
+        Readiness::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+    };
+    (code, Json(serde_json::json!({ "status": text }))).into_response()
+}
+
+/// Everything.
+async fn status(State(handle): State<Handle>) -> Response {
+    match handle.status().await {
+        Some(status) => Json(status).into_response(),
+        None => ending(),
+    }
+}
+
+fn ending() -> Response {
+    let body = Json(serde_json::json!({ "status": "ending" }));
+    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+}

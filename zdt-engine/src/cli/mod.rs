@@ -1,13 +1,222 @@
-//! Command line.
-use std::os::fd::{FromRawFd, OwnedFd};
-/// Entry point.
-#[allow(unsafe_code)]
-pub fn main() -> std::process::ExitCode {
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .try_init();
-    let fd: i32 = std::env::args().nth(3).unwrap().parse().unwrap();
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    crate::worker::main(fd, &crate::service::Services::builtin())
+//! The `zdt` command.
+//!
+//! Must not know: how the supervisor does what it is told.
+
+mod client;
+mod doctor;
+mod reload;
+mod serve;
+mod status;
+mod stop;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{AdminAddress, LogFormat, SteeringMode, Strategy};
+use crate::service::Services;
+
+/// Replaces the processes behind a busy port without its clients noticing.
+#[derive(Debug, Parser)]
+#[command(name = "zdt", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a supervisor and its workers in the foreground.
+    Serve(ServeArgs),
+    /// Replace the workers by new ones, from the program and configuration that are on disk now.
+    Reload(ReloadArgs),
+    /// Show what runs.
+    Status(StatusArgs),
+    /// Stop the service; connections drain first.
+    Stop(StopArgs),
+    /// Check what this machine allows, and say what to do about what it does not.
+    Doctor(DoctorArgs),
+    /// A worker process; started by the supervisor only.
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Configuration file; every setting is described in zdt.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Public address; may be given several times.
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+    /// Loopback address of health and status, or `off`.
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<AdminAddress>,
+    /// Directory of the control socket and of the supervisor's state.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Worker processes; 0 is one per CPU.
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+    /// Name of the service.
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Whom the workers run as, if started by root.
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Whether eBPF steers new connections.
+    #[arg(long, value_enum)]
+    steering: Option<SteeringMode>,
+    /// How a reload replaces the workers.
+    #[arg(long, value_enum)]
+    strategy: Option<Strategy>,
+    /// Form of the log on standard error; RUST_LOG says how much of it.
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Args)]
+struct RunDirArg {
+    /// Run directory of the supervisor.
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ReloadArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Print the verdict as one line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Go on where the new build writes states that the running one cannot read.
+    #[arg(long)]
+    no_rollback: bool,
+    /// Do not wait for the verdict.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StopArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Do not let connections drain.
+    #[arg(long)]
+    now: bool,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Configuration file, for the user of the workers.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct WorkerArgs {
+    /// Descriptor of the control connection.
+    #[arg(long)]
+    control_fd: i32,
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// The command with the services that come with it.
+pub fn main() -> ExitCode {
+    run_with(Services::builtin())
+}
+
+/// The command with these services.
+pub fn run_with(services: Services) -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => report("serve", serve::run(args, &services)),
+        Command::Reload(args) => report("reload", reload::run(&args)),
+        Command::Status(args) => report("status", status::run(&args)),
+        Command::Stop(args) => report("stop", stop::run(&args)),
+        Command::Doctor(args) => report("doctor", doctor::run(&args)),
+        Command::Worker(args) => run_worker(&args, &services),
+    }
+}
+
+fn report(command: &str, result: Result<ExitCode, String>) -> ExitCode {
+    result.unwrap_or_else(|message| {
+        eprintln!("zdt {command}: {message}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_worker(args: &WorkerArgs, services: &Services) -> ExitCode {
+    // Whoever signals all processes of a service (a terminal, systemd) means the supervisor, which
+    // tells its workers what to do. SIGKILL still ends a worker at once.
+    let mut ignored = nix::sys::signal::SigSet::empty();
+    ignored.add(nix::sys::signal::Signal::SIGHUP);
+    ignored.add(nix::sys::signal::Signal::SIGINT);
+    ignored.add(nix::sys::signal::Signal::SIGTERM);
+    ignored.add(nix::sys::signal::Signal::SIGQUIT);
+    let blocked = ignored.thread_block();
+    start_log(args.log_format);
+    if let Err(error) = blocked {
+        tracing::warn!(%error, "cannot block signals");
+    }
+    // Executed through a descriptor, the process would otherwise be called by its number.
+    let _ = std::fs::write("/proc/self/comm", "zdt-worker");
+    match crate::sys::unix::take_inherited(args.control_fd) {
+        Ok(control) => crate::worker::main(control, services),
+        Err(error) => {
+            eprintln!(
+                "zdt worker: no control connection at descriptor {}: {error}; workers are started \
+                 by `zdt serve`",
+                args.control_fd
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env_lossy();
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let started = match format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_target(false)
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // An application that embeds the engine may log its own way.
+    drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
 }

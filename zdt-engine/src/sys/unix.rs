@@ -26,3 +26,24 @@ pub fn accept_unix(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
         }
     }
 }
+
+/// Takes a descriptor over that this process was started with. `/dev/null` stays behind in its place,
+/// so that nobody else can have it, and no later file gets the number of a standard stream.
+///
+/// # Errors
+/// `EBADF` if the process was started without it.
+pub fn take_inherited(number: i32) -> io::Result<OwnedFd> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    // SAFETY: both calls take integers. The first only makes a duplicate; the second replaces a
+    // descriptor that this process was started with and that no value here owns, since it is none of
+    // its own making (those are close-on-exec and could not have been inherited).
+    unsafe {
+        if libc::fcntl(number, libc::F_GETFD) & libc::FD_CLOEXEC != 0 {
+            return Err(Errno::EBADF.into());
+        }
+        let duplicate = Errno::result(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3))?;
+        let duplicate = OwnedFd::from_raw_fd(duplicate);
+        Errno::result(libc::dup2(null.as_raw_fd(), number))?;
+        Ok(duplicate)
+    }
+}

@@ -1,0 +1,301 @@
+//! `zdt doctor`: what this machine allows, and what to do about what it does not.
+//!
+//! Must not know: what the features are used for, beyond a sentence.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::DoctorArgs;
+use crate::config::Sources;
+use crate::{steering, supervisor, sys, uring};
+
+/// Oldest kernel with everything that a worker needs.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+/// A worker opens one descriptor a connection.
+const ENOUGH_FILES: u64 = 16_384;
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    /// As it should be.
+    Ok,
+    /// zdt works, with less.
+    Warning,
+    /// zdt does not work.
+    Error,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    level: Level,
+    /// What was found.
+    found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, level: Level::Ok, found: found.into(), advice: None }
+    }
+
+    fn warning(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { name, level: Level::Warning, found: found.into(), advice: Some(advice.into()) }
+    }
+
+    fn error(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { name, level: Level::Error, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
+    let root = nix::unistd::geteuid().is_root();
+    let checks = [
+        kernel(sys::kernel::version()),
+        privileges(root, sys::kernel::effective_capabilities().unwrap_or(0)),
+        io_uring_allowed(
+            root,
+            sys::kernel::sysctl("kernel.io_uring_disabled").ok().flatten().as_deref(),
+        ),
+        io_uring_complete(uring::probe()),
+        bpf(steering::probe_support()),
+        bpffs(root),
+        open_files(sys::process::raise_open_files()),
+        worker_user(args),
+        run_dir(args),
+    ];
+    let worst = checks.iter().map(|check| check.level).max_by_key(|level| *level as u8);
+    let healthy = worst != Some(Level::Error);
+    if args.json {
+        let result = serde_json::json!({ "healthy": healthy, "checks": checks });
+        println!("{result}");
+    } else {
+        for check in &checks {
+            let mark = match check.level {
+                Level::Ok => "ok     ",
+                Level::Warning => "warning",
+                Level::Error => "ERROR  ",
+            };
+            println!("{mark}  {}: {}", check.name, check.found);
+            if let Some(advice) = &check.advice {
+                println!("         {advice}");
+            }
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn kernel(version: std::io::Result<(u32, u32)>) -> Check {
+    let (oldest_major, oldest_minor) = OLDEST_KERNEL;
+    match version {
+        Ok((major, minor)) if (major, minor) >= OLDEST_KERNEL => {
+            Check::ok("kernel", format!("Linux {major}.{minor}"))
+        }
+        Ok((major, minor)) => Check::error(
+            "kernel",
+            format!("Linux {major}.{minor}"),
+            format!("zdt needs Linux {oldest_major}.{oldest_minor} or newer"),
+        ),
+        Err(error) => Check::warning(
+            "kernel",
+            format!("version unknown: {error}"),
+            format!("make sure that it is Linux {oldest_major}.{oldest_minor} or newer"),
+        ),
+    }
+}
+
+fn privileges(root: bool, capabilities: u64) -> Check {
+    let has = |capability: u32| capabilities >> capability & 1 == 1;
+    let missing: Vec<&str> =
+        [(CAP_BPF, "CAP_BPF"), (CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")]
+            .iter()
+            .filter(|(capability, _)| !has(*capability))
+            .map(|(_, name)| *name)
+            .collect();
+    match (root, missing.is_empty()) {
+        (true, true) => Check::ok("privileges", "root with all capabilities that steering needs"),
+        (false, true) => Check::ok("privileges", "all capabilities that steering needs"),
+        _ => Check::warning(
+            "privileges",
+            format!("{}without {}", if root { "root " } else { "" }, missing.join(", ")),
+            "steering by eBPF needs them: run `zdt serve` as root. Workers drop to the configured \
+             user either way. Without, generations share plain SO_REUSEPORT sockets",
+        ),
+    }
+}
+
+fn io_uring_allowed(root: bool, setting: Option<&str>) -> Check {
+    let name = "io_uring allowed";
+    match setting {
+        None | Some("0") => Check::ok(name, "kernel.io_uring_disabled is 0"),
+        Some("1") => Check::error(
+            name,
+            format!(
+                "kernel.io_uring_disabled is 1: {}",
+                if root { "root may, workers may not" } else { "this user may not" }
+            ),
+            "set it to 0 (`sysctl -w kernel.io_uring_disabled=0`, and in /etc/sysctl.d), or put \
+             the workers' group into kernel.io_uring_group",
+        ),
+        Some(other) => Check::error(
+            name,
+            format!("kernel.io_uring_disabled is {other}"),
+            "set it to 0: `sysctl -w kernel.io_uring_disabled=0`, and in /etc/sysctl.d. In a \
+             container, its host decides",
+        ),
+    }
+}
+
+fn io_uring_complete(result: Result<(), uring::SetupError>) -> Check {
+    match result {
+        Ok(()) => Check::ok(
+            "io_uring features",
+            format!("all {} operations that a worker needs", uring::NEEDED_OPCODES.len()),
+        ),
+        Err(error) => Check::error(
+            "io_uring features",
+            error.to_string(),
+            "use a newer kernel; in a container, its seccomp profile must allow io_uring_setup, \
+             io_uring_enter and io_uring_register",
+        ),
+    }
+}
+
+fn bpf(result: Result<(), steering::SteeringError>) -> Check {
+    match result {
+        Ok(()) => Check::ok("eBPF steering", "the program loads"),
+        Err(error) => Check::warning(
+            "eBPF steering",
+            error.to_string(),
+            "`zdt serve --steering auto` goes on without: generations share plain SO_REUSEPORT \
+             sockets, and the kernel's hash chooses the worker",
+        ),
+    }
+}
+
+fn bpffs(root: bool) -> Check {
+    let mounted = std::fs::read_to_string("/proc/self/mounts").is_ok_and(|mounts| {
+        mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq(["/sys/fs/bpf", "bpf"]))
+    });
+    match (mounted, root) {
+        (true, _) => Check::ok("bpffs", "mounted on /sys/fs/bpf"),
+        (false, true) => {
+            Check::ok("bpffs", "not on /sys/fs/bpf; the supervisor mounts one in its run directory")
+        }
+        (false, false) => Check::warning(
+            "bpffs",
+            "not mounted on /sys/fs/bpf",
+            "steering maps are pinned there for the next supervisor: \
+             `mount -t bpf bpf /sys/fs/bpf` as root",
+        ),
+    }
+}
+
+fn open_files(limit: std::io::Result<u64>) -> Check {
+    match limit {
+        Ok(limit) if limit >= ENOUGH_FILES => Check::ok("open files", format!("{limit} a process")),
+        Ok(limit) => Check::warning(
+            "open files",
+            format!("{limit} a process"),
+            format!(
+                "a connection takes one, and a handoff holds some twice: raise the hard limit \
+                 above {ENOUGH_FILES} (LimitNOFILE= in the systemd unit, or /etc/security/limits.conf)"
+            ),
+        ),
+        Err(error) => Check::warning("open files", format!("unknown: {error}"), "see `ulimit -Hn`"),
+    }
+}
+
+fn worker_user(args: &DoctorArgs) -> Check {
+    let name = "worker user";
+    let sources = Sources { file: args.config.clone(), ..Sources::default() };
+    match sources.load() {
+        Err(error) => Check::error(name, error.to_string(), "mend the configuration"),
+        Ok(settings) => match supervisor::find_user(&settings.user) {
+            Ok(None) => Check::ok(name, "this one, since it is not root"),
+            Ok(Some((0, _))) => Check::warning(
+                name,
+                format!("{} is root", settings.user),
+                "choose an unprivileged user; workers read what clients send",
+            ),
+            Ok(Some((uid, gid))) => {
+                Check::ok(name, format!("{} (user {uid}, group {gid})", settings.user))
+            }
+            Err(message) => {
+                Check::error(name, message, "create it, or name another with `user` or --user")
+            }
+        },
+    }
+}
+
+fn run_dir(args: &DoctorArgs) -> Check {
+    let name = "run directory";
+    let path = match args.run_dir.path() {
+        Ok(path) => path,
+        Err(message) => return Check::error(name, message, "give --run-dir"),
+    };
+    if path.exists() {
+        return match supervisor::check_run_dir(&path) {
+            Ok(()) => Check::ok(name, format!("{} is private", path.display())),
+            Err(error) => Check::error(name, error.to_string(), "see there"),
+        };
+    }
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let writable = nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK).is_ok();
+    if writable {
+        Check::ok(name, format!("{} can be made", path.display()))
+    } else {
+        Check::error(
+            name,
+            format!("{} cannot be made in {}", path.display(), parent.display()),
+            "choose another with --run-dir",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_an_error() {
+        assert_eq!(kernel(Ok((6, 1))).level, Level::Ok);
+        assert_eq!(kernel(Ok((5, 19))).level, Level::Error);
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(privileges(true, u64::MAX).level, Level::Ok);
+        let check = privileges(false, 1 << CAP_NET_ADMIN);
+        assert_eq!(check.level, Level::Warning);
+        assert!(check.found.contains("CAP_BPF") && !check.found.contains("CAP_NET_ADMIN"));
+    }
+
+    #[test]
+    fn a_forbidden_io_uring_is_an_error() {
+        assert_eq!(io_uring_allowed(true, None).level, Level::Ok);
+        assert_eq!(io_uring_allowed(true, Some("1")).level, Level::Error);
+        assert_eq!(io_uring_allowed(false, Some("2")).level, Level::Error);
+    }
+
+    #[test]
+    fn everything_but_ok_comes_with_advice() {
+        for check in [
+            kernel(Ok((4, 0))),
+            privileges(false, 0),
+            io_uring_allowed(false, Some("1")),
+            open_files(Ok(100)),
+            bpffs(false),
+        ] {
+            assert_eq!(check.level == Level::Ok, check.advice.is_none(), "{check:?}");
+        }
+    }
+}

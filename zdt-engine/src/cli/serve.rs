@@ -1,0 +1,94 @@
+//! `zdt serve`.
+//!
+//! Must not know: how a supervisor works.
+
+use std::process::ExitCode;
+
+use super::ServeArgs;
+use crate::config::{Overrides, Sources};
+use crate::service::Services;
+use crate::supervisor;
+
+pub(super) fn run(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
+    let sources = sources(args, services);
+    let settings = sources.load().map_err(|error| error.to_string())?;
+    if !services.names().any(|name| name == settings.service) {
+        let known: Vec<&str> = services.names().collect();
+        return Err(format!(
+            "service: this program has no service {:?}; it has: {}",
+            settings.service,
+            known.join(", ")
+        ));
+    }
+    super::start_log(settings.log_format);
+    supervisor::run(sources).map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sources(args: ServeArgs, services: &Services) -> Sources {
+    let mut overrides = Overrides::default();
+    if !args.listen.is_empty() {
+        let listen: Vec<String> = args.listen.iter().map(ToString::to_string).collect();
+        overrides.set("listen", listen);
+    }
+    if let Some(admin) = args.admin {
+        overrides.set("admin", String::from(admin));
+    }
+    if let Some(run_dir) = &args.run_dir {
+        overrides.set("run_dir", run_dir.display().to_string());
+    }
+    if let Some(workers) = args.workers {
+        overrides.set("workers", i64::from(workers));
+    }
+    if let Some(service) = args.service {
+        overrides.set("service", service);
+    }
+    if let Some(user) = args.user {
+        overrides.set("user", user);
+    }
+    if let Some(steering) = args.steering {
+        overrides.set("steering", name_of(steering));
+    }
+    if let Some(strategy) = args.strategy {
+        overrides.set("strategy", strategy.name());
+    }
+    if let Some(format) = args.log_format {
+        overrides.set("log_format", name_of(format));
+    }
+    let mut defaults = Overrides::default();
+    defaults.set("service", services.default_name());
+    Sources { file: args.config, defaults, overrides }
+}
+
+fn name_of(value: impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+    use crate::config::SteeringMode;
+
+    fn settings(line: &str) -> crate::config::Settings {
+        let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
+        let Command::Serve(args) = cli.command else { panic!("not serve") };
+        sources(args, &Services::builtin()).load_with(|_| None).expect("settings")
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let settings = settings(
+            "zdt serve --listen 127.0.0.1:1 --listen [::1]:2 --admin off --workers 3 --user me \
+             --steering off --log-format json --run-dir /r --strategy blue-green",
+        );
+        assert_eq!(settings.listen.len(), 2);
+        assert_eq!(settings.admin.0, None);
+        assert_eq!((settings.workers, settings.user.as_str()), (3, "me"));
+        assert_eq!(settings.steering, SteeringMode::Off);
+        assert_eq!(settings.run_dir.as_deref(), Some(std::path::Path::new("/r")));
+        assert_eq!(settings.service, "demo");
+    }
+}

@@ -1,0 +1,349 @@
+//! The supervisor's settings: types, defaults, and the checks that need no machine.
+//!
+//! Must not know: where the values come from (that is `sources`), sockets, processes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{HandoffOptions, Limits, ReceiveBuffers, WebSocketOptions, WorkerConfig};
+
+/// Most workers of one generation; the steering maps and the scoreboard have room for four
+/// generations of that size.
+pub const MAX_WORKERS: u32 = 128;
+
+/// Everything that `zdt serve` can be told, with the names of `zdt.toml`. Durations in
+/// milliseconds, sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Public addresses.
+    pub listen: Vec<SocketAddr>,
+    /// Where health, status and metrics are served.
+    pub admin: AdminAddress,
+    /// Directory of the control socket, the workers' sockets and the supervisor's state.
+    pub run_dir: Option<PathBuf>,
+    /// The program that workers are started from; that of the supervisor by default.
+    pub executable: Option<PathBuf>,
+    /// Whom the workers run as, if the supervisor is root.
+    pub user: String,
+    /// Worker processes of a generation; 0 is the number of CPUs.
+    pub workers: u32,
+    /// Name of the service.
+    pub service: String,
+    /// Whether eBPF steers new connections.
+    pub steering: SteeringMode,
+    /// Which worker of a generation gets a new connection; needs eBPF, otherwise the kernel hashes.
+    pub policy: Policy,
+    /// How a reload replaces the workers.
+    pub strategy: Strategy,
+    /// One listening socket per worker. Without, all workers share one, and nothing is steered.
+    pub reuse_port: bool,
+    /// Hand live connections to the new generation. Without, they drain in the old one.
+    pub migrate_connections: bool,
+    /// Queue of a listening socket; the kernel caps it at `net.core.somaxconn`.
+    pub backlog: u32,
+    /// How long connections that stay behind may last, after a reload and at a stop.
+    pub drain_timeout_ms: u64,
+    /// From the moment readiness fails to the moment a stop begins to drain.
+    pub drain_delay_ms: u64,
+    /// Form of the log on standard error.
+    pub log_format: LogFormat,
+    /// Options of a reload.
+    pub reload: ReloadOptions,
+    /// What happens when a worker dies.
+    pub respawn: RespawnOptions,
+    /// Bounds for whatever a client can make a worker hold or wait for.
+    pub limits: Limits,
+    /// WebSocket options.
+    pub websocket: WebSocketOptions,
+    /// Options of the live handoff.
+    pub handoff: HandoffOptions,
+    /// Receive buffers of a worker.
+    pub receive_buffers: ReceiveBuffers,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let worker = WorkerConfig::default();
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            admin: AdminAddress(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
+            run_dir: None,
+            executable: None,
+            user: "nobody".to_owned(),
+            workers: 0,
+            service: worker.service,
+            steering: SteeringMode::default(),
+            policy: Policy::default(),
+            strategy: Strategy::default(),
+            reuse_port: true,
+            migrate_connections: true,
+            backlog: 4_096,
+            drain_timeout_ms: 30_000,
+            drain_delay_ms: 0,
+            log_format: LogFormat::default(),
+            reload: ReloadOptions::default(),
+            respawn: RespawnOptions::default(),
+            limits: worker.limits,
+            websocket: worker.websocket,
+            handoff: worker.handoff,
+            receive_buffers: worker.receive_buffers,
+        }
+    }
+}
+
+/// See [`Settings::reload`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReloadOptions {
+    /// From the start of the new workers until all have greeted, are ready, and are proven.
+    pub ready_timeout_ms: u64,
+    /// From the flip until the old workers stop accepting: at least a round trip to the clients.
+    pub settle_ms: u64,
+    /// From the flip until every connection has moved or stays; then the reload is undone.
+    pub handoff_timeout_ms: u64,
+    /// How long the new generation must stay healthy before the old one is let go.
+    pub probation_ms: u64,
+}
+
+impl Default for ReloadOptions {
+    fn default() -> Self {
+        Self {
+            ready_timeout_ms: 30_000,
+            settle_ms: 10,
+            handoff_timeout_ms: 30_000,
+            probation_ms: 0,
+        }
+    }
+}
+
+/// See [`Settings::respawn`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RespawnOptions {
+    /// Restart a worker that died.
+    pub enabled: bool,
+    /// So many times within the window; after that a live worker takes its listeners.
+    pub limit: u32,
+    /// The window.
+    pub window_ms: u64,
+}
+
+impl Default for RespawnOptions {
+    fn default() -> Self {
+        Self { enabled: true, limit: 5, window_ms: 300_000 }
+    }
+}
+
+/// An address, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AdminAddress(pub Option<SocketAddr>);
+
+impl TryFrom<String> for AdminAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map_err(|_| {
+            format!("{text:?} is neither an address such as 127.0.0.1:9180 nor \"off\"")
+        })?;
+        Ok(Self(Some(address)))
+    }
+}
+
+impl From<AdminAddress> for String {
+    fn from(address: AdminAddress) -> String {
+        address.0.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    }
+}
+
+/// See [`Settings::steering`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SteeringMode {
+    /// eBPF where it is allowed, plain sockets otherwise.
+    #[default]
+    Auto,
+    /// eBPF, or an error.
+    Ebpf,
+    /// Plain sockets.
+    Off,
+}
+
+/// See [`Settings::policy`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By the connection's hash.
+    #[default]
+    Hash,
+    /// In turn.
+    RoundRobin,
+    /// The less loaded of two.
+    LeastLoaded,
+}
+
+/// See [`Settings::strategy`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// A whole new generation beside the old one, one flip, all connections handed over.
+    #[default]
+    BlueGreen,
+}
+
+impl Strategy {
+    /// The name in configurations and verdicts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strategy::BlueGreen => "blue-green",
+        }
+    }
+}
+
+/// See [`Settings::log_format`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Settings {
+    /// The part that a worker is told.
+    pub fn worker_config(&self) -> WorkerConfig {
+        WorkerConfig {
+            service: self.service.clone(),
+            limits: self.limits.clone(),
+            websocket: self.websocket.clone(),
+            handoff: self.handoff.clone(),
+            receive_buffers: self.receive_buffers.clone(),
+        }
+    }
+
+    /// Workers of a generation.
+    pub fn worker_count(&self) -> u32 {
+        if self.workers != 0 {
+            return self.workers;
+        }
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+        u32::try_from(cpus).unwrap_or(MAX_WORKERS).min(MAX_WORKERS)
+    }
+
+    /// What is wrong with the values themselves: the name of the setting, and why.
+    ///
+    /// # Errors
+    /// The first one found.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if self.listen.is_empty() {
+            return Err(("listen", "needs at least one address, such as 127.0.0.1:8080".into()));
+        }
+        for (index, address) in self.listen.iter().enumerate() {
+            if address.port() != 0 && self.listen[..index].contains(address) {
+                return Err(("listen", format!("{address} is there twice")));
+            }
+        }
+        if self.workers > MAX_WORKERS {
+            return Err(("workers", format!("at most {MAX_WORKERS}, not {}", self.workers)));
+        }
+        if let Some(address) = self.admin.0
+            && !address.ip().is_loopback()
+        {
+            let why = format!(
+                "{address} is not a loopback address; the admin endpoint has no authentication, \
+                 so put a proxy that has in front of a loopback address"
+            );
+            return Err(("admin", why));
+        }
+        if self.service.is_empty() {
+            return Err(("service", "is empty; `demo` is built in".into()));
+        }
+        if self.backlog == 0 {
+            return Err(("backlog", "must be at least 1".into()));
+        }
+        let buffers = &self.receive_buffers;
+        if !buffers.count.is_power_of_two() || buffers.count > 32_768 {
+            return Err((
+                "receive_buffers.count",
+                format!("must be a power of two up to 32768, not {}", buffers.count),
+            ));
+        }
+        if buffers.bytes < 1_024 {
+            return Err(("receive_buffers.bytes", "must be at least 1024".into()));
+        }
+        if self.handoff.window == 0 {
+            return Err(("handoff.window", "must be at least 1".into()));
+        }
+        if self.respawn.window_ms == 0 {
+            return Err(("respawn.window_ms", "must be at least 1".into()));
+        }
+        if self.reload.ready_timeout_ms == 0 || self.reload.handoff_timeout_ms == 0 {
+            return Err(("reload", "a time-out of 0 ms would fail every reload".into()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_sound_and_survive_a_round_trip() {
+        let settings = Settings::default();
+        assert_eq!(settings.check(), Ok(()));
+        let text = toml::to_string(&settings).unwrap();
+        assert_eq!(toml::from_str::<Settings>(&text).unwrap(), settings);
+    }
+
+    #[test]
+    fn the_documented_file_states_exactly_the_defaults() {
+        let text = include_str!("../../../zdt.toml");
+        let table: toml::Table = text.parse().unwrap();
+        let mut defaults = toml::Table::try_from(Settings::default()).unwrap();
+        assert_eq!(table, defaults, "zdt.toml must list every setting with its default");
+        // Optional settings have no default to state, but must be documented.
+        defaults.clear();
+        for name in ["run_dir", "executable"] {
+            assert!(text.contains(&format!("# {name} = ")), "{name} is not documented");
+        }
+    }
+
+    #[test]
+    fn bad_values_name_the_setting() {
+        let name = |change: fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            settings.check().unwrap_err().0
+        };
+        assert_eq!(name(|s| s.listen.clear()), "listen");
+        assert_eq!(name(|s| s.listen = vec![s.listen[0], s.listen[0]]), "listen");
+        assert_eq!(name(|s| s.workers = MAX_WORKERS + 1), "workers");
+        assert_eq!(name(|s| s.admin = "0.0.0.0:9180".parse().unwrap()), "admin");
+        assert_eq!(name(|s| s.receive_buffers.count = 100), "receive_buffers.count");
+        assert_eq!(name(|s| s.handoff.window = 0), "handoff.window");
+        assert_eq!(name(|s| s.reload.handoff_timeout_ms = 0), "reload");
+    }
+
+    #[test]
+    fn the_admin_endpoint_can_be_off() {
+        assert_eq!("off".parse(), Ok(AdminAddress(None)));
+        assert!("9180".parse::<AdminAddress>().is_err());
+    }
+}

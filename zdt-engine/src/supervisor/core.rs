@@ -1,0 +1,339 @@
+//! The supervisor's loop, and all that it owns.
+//!
+//! Must not know: how each event is dealt with (its neighbours do).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::generations::{Generation, Phase, Worker, WorkerPhase};
+use super::handle::{Command, Readiness, Totals};
+use super::link::LinkEvent;
+use super::listeners::Listeners;
+use super::proving::Proving;
+use super::reload::Verdict;
+use super::reloading::{ActiveReload, QueuedReload};
+use super::respawn::RespawnGuard;
+use super::rundir::RunDir;
+use super::scoreboard::Board;
+use super::signals::{SignalEvent, Signals};
+use super::statuses::StatusRequests;
+use super::steer::Steer;
+use super::stopping::Stopping;
+use super::{WorkerId, store};
+use crate::config::{Settings, Sources};
+use crate::control::ToWorker;
+
+/// Living generations: the fifth ends the oldest drain first.
+pub(super) const MAX_GENERATIONS: usize = 4;
+/// A worker that was told to exit is killed after this.
+pub(super) const EXIT_GRACE: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct Core {
+    /// As of the start; a reload reads its own.
+    pub settings: Settings,
+    pub sources: Sources,
+    pub executable_path: PathBuf,
+    pub run_dir: RunDir,
+    pub steer: Steer,
+    pub max_workers: u32,
+    pub scoreboard: Board,
+    pub listeners: Listeners,
+    pub generations: BTreeMap<u32, Generation>,
+    pub workers: BTreeMap<WorkerId, Worker>,
+    /// The generation that serves.
+    pub current: Option<u32>,
+    pub last_generation: u32,
+    pub next_worker: WorkerId,
+    pub next_reload: u64,
+    pub reload: Option<ActiveReload>,
+    pub queued: Option<QueuedReload>,
+    pub guard: RespawnGuard,
+    /// Places to fill, and when.
+    pub respawns: Vec<(Instant, u32, u32)>,
+    pub proving: Proving,
+    pub status_requests: StatusRequests,
+    pub stopping: Option<Stopping>,
+    pub totals: Totals,
+    pub last_verdict: Option<Verdict>,
+    pub started: Instant,
+    pub readiness: watch::Sender<Readiness>,
+    pub links: mpsc::Sender<(WorkerId, LinkEvent)>,
+    /// For the reload machine, in order.
+    pub machine_events: VecDeque<super::reload::Event>,
+    /// From the reload machine, in order.
+    pub pending_actions: VecDeque<super::reload::Action>,
+    /// The durable state must be written again.
+    pub dirty: bool,
+    /// The loop ends, with this result.
+    pub finished: Option<Result<(), String>>,
+}
+
+/// What the loop listens to.
+pub(super) struct Inputs {
+    pub links: mpsc::Receiver<(WorkerId, LinkEvent)>,
+    pub commands: mpsc::Receiver<Command>,
+    pub signals: Signals,
+}
+
+impl Core {
+    /// Runs until the supervisor has stopped.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), String> {
+        loop {
+            self.pump().await;
+            self.update_readiness();
+            self.save_if_dirty().await;
+            if let Some(result) = self.finished.take() {
+                return result;
+            }
+            let deadline = self.next_deadline();
+            let wait = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some((worker, event)) = inputs.links.recv() => self.on_link(worker, event),
+                Some(command) = inputs.commands.recv() => self.on_command(command),
+                signal = inputs.signals.next() => self.on_signal(signal),
+                () = wait => {}
+            }
+            self.on_time(Instant::now());
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Reload { no_rollback, replies } => {
+                self.request_reload(no_rollback, Some(replies));
+            }
+            Command::Status { reply } => self.begin_status(reply),
+            Command::Stop { now, reply } => {
+                let _ = reply.send(u32::try_from(self.workers.len()).unwrap_or(u32::MAX));
+                self.begin_stop(now);
+            }
+        }
+    }
+
+    fn on_signal(&mut self, signal: SignalEvent) {
+        match signal {
+            SignalEvent::Reload => {
+                tracing::info!("SIGHUP: reload");
+                self.request_reload(false, None);
+            }
+            SignalEvent::Stop => {
+                tracing::info!("SIGTERM or SIGINT: graceful stop; once more to stop now");
+                self.begin_stop(self.stopping.is_some());
+            }
+            SignalEvent::StopNow => {
+                tracing::info!("SIGQUIT: stop now");
+                self.begin_stop(true);
+            }
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        self.reload_on_time(now);
+        self.prove_on_time(now);
+        self.respawn_on_time(now);
+        self.kill_on_time(now);
+        self.forget_on_time(now);
+        self.status_on_time(now);
+        self.stop_on_time(now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let kills = self.workers.values().filter_map(|worker| worker.kill_at).min();
+        [
+            self.reload_deadline(),
+            self.proving.deadline(),
+            self.respawns.iter().map(|&(at, _, _)| at).min(),
+            kills,
+            self.listeners.next_expiry(),
+            self.status_requests.deadline(),
+            self.stopping.as_ref().and_then(Stopping::deadline),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Sends a message; a worker that cannot be told anything any more is ended.
+    pub fn send(&mut self, worker: WorkerId, message: &ToWorker) {
+        self.send_with(worker, message, &[]);
+    }
+
+    pub fn send_with(&self, worker: WorkerId, message: &ToWorker, fds: &[BorrowedFd<'_>]) {
+        let Some(to) = self.workers.get(&worker) else { return };
+        if let Err(error) = to.link.send(message, fds)
+            && !matches!(error.kind(), std::io::ErrorKind::BrokenPipe)
+        {
+            // A broken pipe is a dead worker, whose pidfd reports it.
+            tracing::error!(worker, %error, "cannot send a control message; ending the worker");
+            to.process.kill();
+        }
+    }
+
+    /// Kills those that had their time.
+    fn kill_on_time(&mut self, now: Instant) {
+        for (&id, worker) in &mut self.workers {
+            if worker.kill_at.is_some_and(|at| now >= at) {
+                worker.kill_at = None;
+                tracing::warn!(worker = id, "has not ended in time; killing it");
+                worker.process.kill();
+            }
+        }
+    }
+
+    /// Lets go of listeners whose linger is over.
+    fn forget_on_time(&mut self, now: Instant) {
+        let expired = self.listeners.expired(now);
+        if expired.is_empty() {
+            return;
+        }
+        for &id in &expired {
+            // First the duplicate here, so that the worker's is the last, and what the kernel moves
+            // on at its close is noticed by the worker.
+            self.listeners.remove(id);
+        }
+        self.forget_listeners(&expired);
+        let used: Vec<SocketAddr> =
+            self.listeners.iter().map(|listener| listener.address).collect();
+        self.steer.retain_groups(&used);
+        self.dirty = true;
+    }
+
+    /// Tells every worker that accepts from one of them to stop that.
+    pub fn forget_listeners(&mut self, ids: &[u64]) {
+        let mut messages = Vec::new();
+        for generation in self.generations.values_mut() {
+            for place in &mut generation.places {
+                let held: Vec<u64> =
+                    place.foreign.iter().copied().filter(|id| ids.contains(id)).collect();
+                place.foreign.retain(|id| !ids.contains(id));
+                if let (Some(worker), false) = (place.worker, held.is_empty()) {
+                    messages.push((worker, ToWorker::ForgetListeners { ids: held }));
+                }
+            }
+        }
+        for (worker, message) in messages {
+            self.send(worker, &message);
+        }
+    }
+
+    fn update_readiness(&mut self) {
+        let serving = self.current.and_then(|current| self.generations.get(&current));
+        let accepts = |worker: WorkerId| {
+            self.workers.get(&worker).is_some_and(|worker| worker.phase == WorkerPhase::Serving)
+        };
+        let readiness = if self.stopping.is_some() {
+            Readiness::Stopping
+        } else {
+            match serving {
+                None => Readiness::Starting,
+                Some(generation) if generation.workers().any(accepts) => Readiness::Ready,
+                Some(_) => Readiness::NoWorker,
+            }
+        };
+        self.readiness.send_if_modified(|known| std::mem::replace(known, readiness) != readiness);
+    }
+
+    async fn save_if_dirty(&mut self) {
+        if std::mem::take(&mut self.dirty)
+            && self.finished.is_none()
+            && let Err(error) = self.save().await
+        {
+            tracing::error!(%error, "cannot write the state; a later supervisor could not take over");
+        }
+    }
+
+    /// Writes the durable state.
+    pub async fn save(&self) -> Result<(), String> {
+        let state = self.durable_state();
+        let path = self.run_dir.state_file();
+        store::save(&path, &state).await.map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn durable_state(&self) -> store::State {
+        let worker = |(index, id): (u32, WorkerId)| {
+            self.workers.get(&id).map(|worker| store::Worker {
+                id,
+                index,
+                pid: worker.process.pid(),
+                hello: worker.hello.clone(),
+            })
+        };
+        let generation = |generation: &Generation| store::Generation {
+            number: generation.number,
+            bank: generation.bank,
+            listen: generation.listen.clone(),
+            size: u32::try_from(generation.places.len()).unwrap_or(u32::MAX),
+            config: generation.config.clone(),
+            user: generation.user,
+            workers: (0u32..)
+                .zip(&generation.places)
+                .filter_map(|(index, place)| Some((index, place.worker?)))
+                .filter_map(worker)
+                .collect(),
+        };
+        store::State {
+            version: store::VERSION,
+            boot_id: store::boot_id().unwrap_or_default(),
+            pid: std::process::id(),
+            last_generation: self.last_generation,
+            next_worker: self.next_worker,
+            next_listener: self.listeners.next_id(),
+            next_reload: self.next_reload,
+            steering: self.steer.name().to_owned(),
+            max_workers: self.max_workers,
+            current: self.current,
+            generations: self.generations.values().map(generation).collect(),
+            listeners: self
+                .listeners
+                .iter()
+                .map(|listener| store::Listener {
+                    id: listener.id,
+                    address: listener.address,
+                    role: listener.role,
+                })
+                .collect(),
+            reload: self.reload.as_ref().map(|reload| reload.durable()),
+        }
+    }
+
+    /// The generation that serves, or is to serve.
+    pub fn serving(&self) -> Option<&Generation> {
+        self.generations.get(&self.current?)
+    }
+
+    /// Where a worker belongs.
+    pub fn place_of(&self, worker: WorkerId) -> Option<(u32, u32)> {
+        let identity = &self.workers.get(&worker)?.identity;
+        Some((identity.generation, identity.index))
+    }
+
+    /// Ends the generations that have no worker left and are not to have any.
+    pub fn retire_generations(&mut self) {
+        let over: Vec<u32> = self
+            .generations
+            .values()
+            .filter(|generation| {
+                matches!(generation.phase, Phase::Draining { .. })
+                    && generation.workers().next().is_none()
+            })
+            .map(|generation| generation.number)
+            .collect();
+        for number in over {
+            tracing::info!(generation = number, "has ended");
+            self.generations.remove(&number);
+            self.guard.forget(number);
+            self.dirty = true;
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! How the command line, the admin endpoint and signals reach the supervisor.
+//!
+//! The same requests and replies, a JSON object a line, travel over the control socket.
+//!
+//! Must not know: how anything is done.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::reload::Verdict;
+use crate::control::WorkerStatus;
+
+/// Longest line on the control socket.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// A request on the control socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    /// Replace the workers; answered by any number of `progress`, then `verdict`.
+    Reload {
+        /// Go on where green cannot hand connections back.
+        #[serde(default)]
+        no_rollback: bool,
+    },
+    /// Answered by `status`.
+    Status,
+    /// Answered by `stopping`; the connection ends when the supervisor does.
+    Stop {
+        /// Without draining.
+        #[serde(default)]
+        now: bool,
+    },
+}
+
+/// A reply on the control socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Reply {
+    /// A reload goes on.
+    Progress(Progress),
+    /// A reload is over.
+    Verdict(Box<Verdict>),
+    /// What was asked.
+    Status(Box<Status>),
+    /// The stop has begun.
+    Stopping {
+        /// Workers that are to end.
+        workers: u32,
+    },
+    /// The request was not understood, or could not be served.
+    Error {
+        /// What, where, what to do.
+        message: String,
+    },
+}
+
+/// How far a reload is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// Number of the reload; 0 while it waits.
+    pub reload: u64,
+    /// Name of the stage.
+    pub stage: String,
+    /// Connections that have moved.
+    pub moved: u64,
+    /// Connections that are still to move.
+    pub remaining: u64,
+}
+
+/// The state of everything; the fields of the original library's `getStats` and `getHealthStatus`
+/// among them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// `healthy`, `reloading` or `degraded`.
+    pub status: String,
+    /// What is degraded.
+    pub problems: Vec<String>,
+    /// By component.
+    pub components: Components,
+    /// A reload is going on.
+    pub reload_in_progress: bool,
+    /// Its progress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reload: Option<Progress>,
+    /// The strategy.
+    pub strategy: String,
+    /// Open connections of all generations.
+    pub active_connections: u64,
+    /// Held requests.
+    pub buffered_requests: u64,
+    /// By worker id.
+    pub worker_stats: BTreeMap<u32, WorkerStats>,
+    /// The public sockets.
+    pub socket_stats: SocketStats,
+    /// Since the supervisor took over.
+    pub uptime_seconds: f64,
+    /// Resident memory of the supervisor and all workers.
+    pub memory_usage_mb: f64,
+    /// The supervisor's process.
+    pub pid: u32,
+    /// Its build.
+    pub version: String,
+    /// The generation that serves.
+    pub generation: u32,
+    /// All that live.
+    pub generations: Vec<GenerationStats>,
+    /// Since the supervisor took over.
+    pub totals: Totals,
+    /// Of the last reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_reload: Option<Verdict>,
+}
+
+/// See [`Status::components`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Components {
+    /// The handoff.
+    pub connection_migration: MigrationComponent,
+    /// Held requests.
+    pub request_buffering: BufferingComponent,
+}
+
+/// See [`Components::connection_migration`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationComponent {
+    /// `healthy`, `reloading`, `degraded` or `disabled`.
+    pub status: String,
+    /// Open connections.
+    pub active_connections: u64,
+}
+
+/// See [`Components::request_buffering`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BufferingComponent {
+    /// `idle`.
+    pub status: String,
+    /// Held requests.
+    pub buffered_requests: u64,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerStats {
+    /// Its process.
+    pub pid: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// Its index there.
+    pub index: u32,
+    /// Its slot in the steering maps.
+    pub slot: u32,
+    /// `starting`, `serving`, `draining` or `ending`.
+    pub state: String,
+    /// Resident memory.
+    pub memory_usage_mb: f64,
+    /// False if it did not answer in time; then what follows is from the scoreboard or zero.
+    pub answers: bool,
+    /// Its own figures.
+    #[serde(flatten)]
+    pub figures: WorkerStatus,
+}
+
+/// The public sockets.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketStats {
+    /// `ebpf` or `plain`.
+    pub steering: String,
+    /// The addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// Listening sockets, those that linger after a reload included.
+    pub listeners: u32,
+    /// The steering program's counters, by address and slot.
+    pub counters: serde_json::Value,
+}
+
+/// One generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerationStats {
+    /// Its number.
+    pub number: u32,
+    /// `starting`, `serving` or `draining`.
+    pub state: String,
+    /// The program that it runs.
+    pub executable: String,
+    /// Its workers.
+    pub workers: Vec<u32>,
+    /// Connections that could not be handed off, by reason code.
+    pub drain_reasons: BTreeMap<String, u64>,
+    /// Until it is ended, if it drains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_ms_left: Option<u64>,
+}
+
+/// Counted since the supervisor took over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Reloads that were committed.
+    pub reloads: u64,
+    /// Reloads that were not.
+    pub failed_reloads: u64,
+    /// Workers that died.
+    pub crashes: u64,
+    /// Workers that were restarted.
+    pub respawns: u64,
+    /// Connections that died with a worker.
+    pub lost_connections: u64,
+    /// Connections that changed their generation.
+    pub migrated_connections: u64,
+}
+
+/// A request to the supervisor from within its process.
+#[derive(Debug)]
+pub enum Command {
+    /// See [`Request::Reload`]. The verdict is the last reply.
+    Reload {
+        /// See [`Request::Reload`].
+        no_rollback: bool,
+        /// Where replies go; nobody has to listen.
+        replies: mpsc::Sender<Reply>,
+    },
+    /// See [`Request::Status`].
+    Status {
+        /// Where it goes.
+        reply: oneshot::Sender<Box<Status>>,
+    },
+    /// See [`Request::Stop`].
+    Stop {
+        /// See [`Request::Stop`].
+        now: bool,
+        /// Where the number of workers goes.
+        reply: oneshot::Sender<u32>,
+    },
+}
+
+/// The supervisor, from within its process.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    readiness: tokio::sync::watch::Receiver<Readiness>,
+}
+
+/// Whether new connections are welcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Readiness {
+    /// Not yet.
+    #[default]
+    Starting,
+    /// They are.
+    Ready,
+    /// No worker accepts.
+    NoWorker,
+    /// Not any more.
+    Stopping,
+}
+
+impl Handle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        readiness: tokio::sync::watch::Receiver<Readiness>,
+    ) -> Self {
+        Self { commands, readiness }
+    }
+
+    /// Whether new connections are welcome.
+    pub fn readiness(&self) -> Readiness {
+        *self.readiness.borrow()
+    }
+
+    /// Asks for the status; `None` if the supervisor is ending.
+    pub async fn status(&self) -> Option<Box<Status>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Status { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Begins a reload; the verdict is the last reply. `None` if the supervisor is ending.
+    pub async fn reload(&self, no_rollback: bool) -> Option<mpsc::Receiver<Reply>> {
+        let (replies, answers) = mpsc::channel(64);
+        self.commands.send(Command::Reload { no_rollback, replies }).await.ok()?;
+        Some(answers)
+    }
+
+    /// Begins a stop; how many workers are to end. `None` if the supervisor is ending.
+    pub async fn stop(&self, now: bool) -> Option<u32> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Stop { now, reply }).await.ok()?;
+        answer.await.ok()
+    }
+}

@@ -1,0 +1,116 @@
+//! Who is joined to whom, and who accepts from what: arithmetic only.
+//!
+//! Must not know: processes, descriptors, time.
+
+use super::WorkerId;
+
+/// One channel of a reload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelPlan {
+    /// Its number.
+    pub channel: u32,
+    /// The outgoing end.
+    pub blue: WorkerId,
+    /// The incoming end.
+    pub green: WorkerId,
+}
+
+/// max(N, M) channels; channel k joins blue k mod N and green k mod M. None if a side is empty.
+pub fn channels(blue: &[WorkerId], green: &[WorkerId]) -> Vec<ChannelPlan> {
+    if blue.is_empty() || green.is_empty() {
+        return Vec::new();
+    }
+    (0u32..)
+        .zip(0..blue.len().max(green.len()))
+        .map(|(channel, k)| ChannelPlan {
+            channel,
+            blue: blue[k % blue.len()],
+            green: green[k % green.len()],
+        })
+        .collect()
+}
+
+/// Which of `sockets` shared listening sockets each of `workers` workers accepts from: every socket
+/// has at least one worker and every worker at least one socket.
+pub fn shared_sockets(sockets: usize, workers: usize) -> Vec<Vec<usize>> {
+    let mut share = vec![Vec::new(); workers];
+    if sockets == 0 || workers == 0 {
+        return share;
+    }
+    for k in 0..sockets.max(workers) {
+        share[k % workers].push(k % sockets);
+    }
+    share
+}
+
+/// Deals `items` out to `workers` workers in turn.
+pub fn deal<T>(items: impl IntoIterator<Item = T>, workers: usize) -> Vec<Vec<T>> {
+    let mut share: Vec<Vec<T>> = (0..workers).map(|_| Vec::new()).collect();
+    if workers > 0 {
+        for (k, item) in items.into_iter().enumerate() {
+            share[k % workers].push(item);
+        }
+    }
+    share
+}
+
+/// A bank of slots that no living generation uses: `preferred` if it is free.
+pub fn free_bank(preferred: u32, banks: u32, used: &[u32]) -> Option<u32> {
+    (0..banks).map(|offset| (preferred + offset) % banks).find(|bank| !used.contains(bank))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn two_blue_and_three_green_share_three_channels() {
+        let plan = channels(&[10, 11], &[20, 21, 22]);
+        let pairs: Vec<_> = plan.iter().map(|c| (c.channel, c.blue, c.green)).collect();
+        assert_eq!(pairs, [(0, 10, 20), (1, 11, 21), (2, 10, 22)]);
+        assert!(channels(&[], &[1]).is_empty());
+    }
+
+    #[test]
+    fn banks_are_not_shared() {
+        assert_eq!(free_bank(2, 4, &[1]), Some(2));
+        assert_eq!(free_bank(1, 4, &[1, 2]), Some(3));
+        assert_eq!(free_bank(3, 4, &[3]), Some(0));
+        assert_eq!(free_bank(0, 4, &[0, 1, 2, 3]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_worker_has_a_channel(blues in 1u32..40, greens in 1u32..40) {
+            let blue: Vec<u32> = (0..blues).collect();
+            let green: Vec<u32> = (100..100 + greens).collect();
+            let plan = channels(&blue, &green);
+            prop_assert_eq!(plan.len(), blue.len().max(green.len()));
+            let seen: BTreeSet<_> = plan.iter().flat_map(|c| [c.blue, c.green]).collect();
+            prop_assert_eq!(seen.len(), blue.len() + green.len());
+        }
+
+        #[test]
+        fn no_socket_and_no_worker_is_left_over(sockets in 1usize..40, workers in 1usize..40) {
+            let share = shared_sockets(sockets, workers);
+            prop_assert!(share.iter().all(|own| !own.is_empty()));
+            let seen: BTreeSet<_> = share.iter().flatten().collect();
+            prop_assert_eq!(seen.len(), sockets);
+            // Two workers share a socket only where there are fewer sockets than workers.
+            let dealt = share.iter().map(Vec::len).sum::<usize>();
+            prop_assert_eq!(dealt, sockets.max(workers));
+        }
+
+        #[test]
+        fn dealing_loses_nothing(items in 0usize..100, workers in 1usize..10) {
+            let share = deal(0..items, workers);
+            let mut all: Vec<_> = share.concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..items).collect::<Vec<_>>());
+        }
+    }
+}

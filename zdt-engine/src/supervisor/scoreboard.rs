@@ -1,0 +1,75 @@
+//! The scoreboard from the supervisor's side: what workers count, read at any time.
+//!
+//! Must not know: what the figures lead to.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::shm::Scoreboard;
+
+/// One worker's figures, as they stood at some moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Open connections.
+    pub connections: u64,
+    /// Accepted from a listener.
+    pub accepted: u64,
+    /// Handed to other workers.
+    pub moved_out: u64,
+    /// Adopted from other workers.
+    pub adopted_in: u64,
+}
+
+/// The memory, and the descriptor that every worker gets.
+#[derive(Debug)]
+pub struct Board {
+    memory: OwnedFd,
+    map: Scoreboard,
+}
+
+impl AsFd for Board {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+}
+
+impl Board {
+    /// Makes a new one.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn create(slots: u32) -> Result<Board, String> {
+        let memory = Scoreboard::create(slots as usize)
+            .map_err(|error| format!("cannot make the scoreboard: {error}"))?;
+        Self::adopt(memory)
+    }
+
+    /// Takes over the one that workers have already.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn adopt(memory: OwnedFd) -> Result<Board, String> {
+        let map = Scoreboard::map_all(memory.as_fd())
+            .map_err(|error| format!("cannot map the scoreboard: {error}"))?;
+        Ok(Board { memory, map })
+    }
+
+    /// The figures of a slot.
+    pub fn figures(&self, slot: u32) -> Figures {
+        let Some(figures) = self.map.slot(slot as usize) else { return Figures::default() };
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        Figures {
+            connections: load(&figures.connections),
+            accepted: load(&figures.accepted),
+            moved_out: load(&figures.moved_out),
+            adopted_in: load(&figures.adopted_in),
+        }
+    }
+
+    /// A new worker begins in the slot.
+    pub fn clear(&self, slot: u32) {
+        if let Some(figures) = self.map.slot(slot as usize) {
+            figures.clear();
+        }
+    }
+}

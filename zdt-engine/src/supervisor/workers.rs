@@ -1,0 +1,438 @@
+//! The life of workers outside of what a reload does with them: start, greeting, listeners, death,
+//! restart.
+//!
+//! Must not know: in which order a reload proceeds.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use super::WorkerId;
+use super::core::{Core, EXIT_GRACE};
+use super::generations::{Phase, Worker, WorkerPhase};
+use super::link::{Link, LinkEvent};
+use super::listeners::ListenerId;
+use super::process::Process;
+use super::reload::{Event, Tally};
+use super::respawn::Answer;
+use crate::control::{
+    Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
+    ToWorker,
+};
+use crate::state::{FORMAT_READS, FORMAT_WRITES};
+use crate::sys;
+
+/// What the supervisor says first.
+pub(super) fn own_hello() -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSIONS,
+        state_reads: FORMAT_READS,
+        state_writes: FORMAT_WRITES,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    }
+}
+
+impl Core {
+    /// Starts a worker at a place.
+    pub fn start_worker(&mut self, generation: u32, index: u32) -> Result<WorkerId, String> {
+        let Some(of) = self.generations.get(&generation) else {
+            return Err(format!("there is no generation {generation}"));
+        };
+        let explain = |error: std::io::Error| {
+            format!("cannot start a worker from {}: {error}", of.executable.path().display())
+        };
+        let slot = of.bank * self.max_workers + index;
+        let (ours, theirs) = sys::socket::seqpacket_pair().map_err(explain)?;
+        let log_format = self.settings.log_format;
+        let process =
+            Process::start(&of.executable, of.user, log_format, theirs).map_err(explain)?;
+        let id = self.next_worker;
+        self.next_worker += 1;
+        let link = process
+            .pidfd()
+            .try_clone()
+            .and_then(|pidfd| Link::start(id, ours, pidfd, self.links.clone()))
+            .map_err(|error| {
+                process.kill();
+                format!("cannot watch worker {id}: {error}")
+            })?;
+        let pid = process.pid();
+        self.scoreboard.clear(slot);
+        let identity = Identity { worker: id, generation, index, slot };
+        let worker = Worker {
+            identity,
+            process,
+            link,
+            hello: None,
+            phase: WorkerPhase::Starting,
+            unanswered_listens: 0,
+            kill_at: None,
+            baseline: (0, 0),
+        };
+        self.workers.insert(id, worker);
+        if let Some(of) = self.generations.get_mut(&generation) {
+            of.places[index as usize].worker = Some(id);
+        }
+        tracing::info!(worker = id, pid, generation, index, "started");
+        self.send(id, &ToWorker::Hello(own_hello()));
+        self.dirty = true;
+        Ok(id)
+    }
+
+    pub fn on_link(&mut self, worker: WorkerId, event: LinkEvent) {
+        match event {
+            LinkEvent::Message(message, _fds) => self.on_message(worker, message),
+            LinkEvent::Malformed(reason) => {
+                tracing::error!(worker, reason, "speaks nonsense; ending it");
+                self.end_now(worker);
+            }
+            LinkEvent::Exited => self.on_exit(worker),
+        }
+    }
+
+    fn on_message(&mut self, worker: WorkerId, message: Box<FromWorker>) {
+        tracing::trace!(worker, ?message);
+        if !self.workers.contains_key(&worker) {
+            return;
+        }
+        match *message {
+            FromWorker::Hello(hello) => self.on_hello(worker, hello),
+            FromWorker::Ready => self.on_ready(worker),
+            FromWorker::ProbeSeen { nonce } => self.on_probe_seen(worker, nonce),
+            FromWorker::Status { request, status } => self.on_status(worker, request, *status),
+            FromWorker::Drained => {
+                self.expect_exit(worker);
+            }
+            FromWorker::Failed { message } => {
+                tracing::error!(worker, "{message}");
+                self.expect_exit(worker);
+            }
+            FromWorker::Adopted(_) => {
+                tracing::warn!(worker, "says that it is adopted, without having been asked");
+            }
+            FromWorker::ChannelFailed { .. } => {
+                // If an end has died, that is the news; its pidfd may not have been read yet.
+                self.notice_deaths();
+                self.machine_message(worker, message);
+            }
+            FromWorker::ChannelReady { .. }
+            | FromWorker::Progress(_)
+            | FromWorker::Empty(_)
+            | FromWorker::Committed { .. } => self.machine_message(worker, message),
+        }
+    }
+
+    fn machine_message(&mut self, worker: WorkerId, message: Box<FromWorker>) {
+        if self.reload.is_some() {
+            self.machine_events.push_back(Event::Message { worker, message });
+        }
+    }
+
+    /// The greeting: agreed, and the worker is told who it is.
+    fn on_hello(&mut self, id: WorkerId, hello: Hello) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.phase != WorkerPhase::Starting {
+            return;
+        }
+        if PROTOCOL_VERSIONS.newest_common(hello.protocol).is_none() {
+            tracing::error!(
+                worker = id,
+                build = hello.build,
+                "speaks control protocols {:?}, this supervisor {PROTOCOL_VERSIONS:?}; ending it",
+                hello.protocol
+            );
+            self.end_now(id);
+            return;
+        }
+        worker.hello = Some(hello.clone());
+        worker.phase = WorkerPhase::Greeted;
+        let identity = worker.identity.clone();
+        let generation = identity.generation;
+        let successor = match self.run_dir.listen_for_successor(id) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(worker = id, %error, "cannot make its socket; ending it");
+                self.end_now(id);
+                return;
+            }
+        };
+        let Some(of) = self.generations.get(&generation) else { return };
+        let is_green = of.phase == Phase::Green;
+        let configure = Configure {
+            identity,
+            config: of.config.clone(),
+            has_load_map: self.steer.load_map().is_some(),
+            supervisor_uid: nix::unistd::geteuid().as_raw(),
+        };
+        let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
+        fds.extend(self.steer.load_map());
+        self.send_with(id, &ToWorker::Configure(Box::new(configure)), &fds);
+        self.dirty = true;
+        if is_green && self.reload.is_some() {
+            self.machine_events.push_back(Event::Greeted { worker: id, hello });
+        } else if !self.places_are_held(generation) {
+            self.arm_place(id);
+        }
+    }
+
+    /// True while a reload is between the flip and its end, and this is the generation that may end:
+    /// a worker that would start to accept now would have nobody to hand its connections to.
+    fn places_are_held(&self, generation: u32) -> bool {
+        self.reload.as_ref().is_some_and(|reload| {
+            reload.blue == Some(generation)
+                && !reload.machine.is_before_flip()
+                && !reload.machine.is_rolling_back()
+        })
+    }
+
+    /// Gives a restarted worker what its predecessor had.
+    pub fn arm_place(&mut self, id: WorkerId) {
+        let Some((generation, index)) = self.place_of(id) else { return };
+        let Some(place) = self
+            .generations
+            .get(&generation)
+            .and_then(|generation| generation.places.get(index as usize))
+        else {
+            return;
+        };
+        let (own, foreign) = (place.own.clone(), place.foreign.clone());
+        self.listen(id, &own, true);
+        self.listen(id, &foreign, false);
+    }
+
+    /// Tells a worker to accept from these.
+    pub fn listen(&mut self, id: WorkerId, listeners: &[ListenerId], own: bool) {
+        for part in listeners.chunks(MAX_MESSAGE_FDS) {
+            let (infos, fds): (Vec<ListenerInfo>, Vec<BorrowedFd<'_>>) =
+                self.listeners.describe(part, own).into_iter().unzip();
+            if infos.is_empty() {
+                continue;
+            }
+            self.send_with(id, &ToWorker::Listen { listeners: infos }, &fds);
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.unanswered_listens += 1;
+                if matches!(worker.phase, WorkerPhase::Greeted) {
+                    worker.phase = WorkerPhase::Arming;
+                }
+            }
+        }
+    }
+
+    fn on_ready(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.unanswered_listens = worker.unanswered_listens.saturating_sub(1);
+        if worker.unanswered_listens > 0 {
+            return;
+        }
+        if worker.phase != WorkerPhase::Arming {
+            // Listeners that came later, such as the shared ones at the flip.
+            self.on_armed_again(id);
+            return;
+        }
+        worker.phase = WorkerPhase::Serving;
+        let (generation, slot) = (worker.identity.generation, worker.identity.slot);
+        let hello = worker.hello.clone();
+        let green = self
+            .generations
+            .get(&generation)
+            .is_some_and(|generation| generation.phase == Phase::Green);
+        if green {
+            self.machine_events.push_back(Event::Armed { worker: id });
+            return;
+        }
+        self.set_ready(slot, true);
+        tracing::info!(worker = id, generation, "serves");
+        if let (Some(reload), Some(hello)) = (&self.reload, hello)
+            && reload.blue == Some(generation)
+            && reload.machine.is_before_flip()
+        {
+            self.machine_events.push_back(Event::BlueJoined { worker: id, hello });
+        }
+    }
+
+    pub fn set_ready(&mut self, slot: u32, ready: bool) {
+        if let Err(error) = self.steer.set_ready(slot, ready) {
+            tracing::error!(slot, ready, %error, "cannot change the steering map");
+        }
+    }
+
+    pub fn clear_slot(&mut self, slot: u32) {
+        if let Err(error) = self.steer.clear(slot) {
+            tracing::error!(slot, %error, "cannot clear a slot of the steering map");
+        }
+    }
+
+    /// Kills a worker that holds nothing of anybody's, or is broken.
+    pub fn end_now(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.process.kill();
+            worker.kill_at = None;
+        }
+    }
+
+    /// Tells a worker to exit, and sees to it.
+    pub fn tell_exit(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.phase = WorkerPhase::Ending;
+            worker.kill_at = Some(Instant::now() + EXIT_GRACE);
+            self.send(id, &ToWorker::Exit);
+        }
+    }
+
+    fn expect_exit(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.phase = WorkerPhase::Ending;
+            let at = Instant::now() + EXIT_GRACE;
+            worker.kill_at = Some(worker.kill_at.map_or(at, |known| known.min(at)));
+        }
+    }
+
+    /// What the scoreboard says of a worker, relative to the flip of the present reload.
+    pub fn tally(&self, worker: &Worker, dead: bool) -> Tally {
+        let figures = self.scoreboard.figures(worker.identity.slot);
+        let (moved_before, adopted_before) = worker.baseline;
+        Tally {
+            connections: figures.connections,
+            moved_out: figures.moved_out.saturating_sub(moved_before),
+            adopted_in: figures.adopted_in.saturating_sub(adopted_before),
+            dead,
+        }
+    }
+
+    /// Treats those as dead whose process has ended, although the news is still on its way.
+    fn notice_deaths(&mut self) {
+        let ended: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.process.has_ended())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in ended {
+            self.on_exit(id);
+        }
+    }
+
+    fn on_exit(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let Identity { generation, index, slot, .. } = worker.identity;
+        let phase = self.generations.get(&generation).map(|generation| generation.phase);
+        let expected = worker.phase == WorkerPhase::Ending
+            || worker.phase == WorkerPhase::Draining
+            || self.stopping.is_some();
+        // First of all: the supervisor's duplicate keeps the dead socket alive, and the kernel would go on filling
+        // its queue. Without the ready mark it gets connections only if no other worker can.
+        let tally = self.tally(worker, true);
+        self.set_ready(slot, false);
+        let Some(mut worker) = self.workers.remove(&id) else { return };
+        let how = worker.process.reap();
+        self.run_dir.remove_worker(id);
+        self.proving.forget_worker(id);
+        self.status_requests.forget_worker(id);
+        if let Some(place) = self
+            .generations
+            .get_mut(&generation)
+            .and_then(|generation| generation.places.get_mut(index as usize))
+        {
+            place.worker = None;
+        }
+        self.dirty = true;
+        if expected && tally.connections == 0 {
+            tracing::info!(worker = id, generation, "{how}");
+        } else {
+            tracing::error!(worker = id, generation, connections = tally.connections, "{how}");
+        }
+        if !expected {
+            self.totals.crashes += 1;
+        }
+        if let Some(reload) = &mut self.reload
+            && (reload.green == generation || reload.blue == Some(generation))
+        {
+            // Before the flip nothing had moved, and the counters have no baseline.
+            let moved =
+                if reload.flipped { tally } else { Tally { moved_out: 0, adopted_in: 0, ..tally } };
+            reload.dead.insert(id, moved);
+            reload.arming_shared.remove(&id);
+            self.machine_events.push_back(Event::Exited { worker: id, how });
+        } else {
+            self.totals.lost_connections += tally.connections;
+        }
+        if phase == Some(Phase::Serving) && !expected && !self.places_are_held(generation) {
+            self.fill_place(generation, index);
+        }
+        self.retire_generations();
+        self.on_worker_gone();
+    }
+
+    /// Restarts the worker of a place, now or later, or gives its listeners away.
+    pub fn fill_place(&mut self, generation: u32, index: u32) {
+        let now = Instant::now();
+        match self.guard.on_crash(&self.settings.respawn, generation, index, now) {
+            Answer::Respawn(pause) => self.respawns.push((now + pause, generation, index)),
+            Answer::GiveUp => self.give_up(generation, index),
+        }
+    }
+
+    pub fn respawn_on_time(&mut self, now: Instant) {
+        let (due, later) =
+            std::mem::take(&mut self.respawns).into_iter().partition(|&(at, _, _)| at <= now);
+        self.respawns = later;
+        let due: Vec<(Instant, u32, u32)> = due;
+        for (_, generation, index) in due {
+            let wanted = self.generations.get(&generation).is_some_and(|of| {
+                of.phase == Phase::Serving && of.places[index as usize].worker.is_none()
+            });
+            if !wanted || self.stopping.is_some() {
+                continue;
+            }
+            self.totals.respawns += 1;
+            if let Err(message) = self.start_worker(generation, index) {
+                tracing::error!(generation, index, "{message}");
+                self.fill_place(generation, index);
+            }
+        }
+    }
+
+    /// A place whose worker died too often: a live neighbour accepts from its sockets, and what is
+    /// queued there is served.
+    fn give_up(&mut self, generation: u32, index: u32) {
+        let Some(of) = self.generations.get_mut(&generation) else { return };
+        let slot = of.bank * self.max_workers + index;
+        let place = &mut of.places[index as usize];
+        place.given_up = true;
+        let (own, foreign) = (place.own.clone(), place.foreign.clone());
+        let neighbour = of.workers().find(|id| {
+            self.workers.get(id).is_some_and(|worker| worker.phase == WorkerPhase::Serving)
+        });
+        let limit = self.settings.respawn.limit;
+        let Some(neighbour) = neighbour else {
+            tracing::error!(
+                generation,
+                index,
+                "its worker died {limit} times within the window, and no other is left to take its \
+                 sockets; a reload starts new ones"
+            );
+            return;
+        };
+        tracing::error!(
+            generation,
+            index,
+            neighbour,
+            "its worker died more than {limit} times within the window; a neighbour takes its sockets"
+        );
+        self.clear_slot(slot);
+        if let Some(place) = self
+            .place_of(neighbour)
+            .and_then(|(of, at)| self.generations.get_mut(&of)?.places.get_mut(at as usize))
+        {
+            place.own.extend(&own);
+            place.foreign.extend(&foreign);
+        }
+        if let Some(of) = self.generations.get_mut(&generation) {
+            let place = &mut of.places[index as usize];
+            place.own.clear();
+            place.foreign.clear();
+        }
+        self.listen(neighbour, &own, true);
+        self.listen(neighbour, &foreign, false);
+    }
+}
