@@ -38,8 +38,8 @@ pub fn in_namespace(test: &'static str, body: impl FnOnce() + Send + 'static) {
 }
 
 fn bring_up_loopback() {
-    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)
-        .expect("a socket");
+    let any =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None).expect("a socket");
     // SAFETY: all fields of an ifreq may be zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {

@@ -77,8 +77,7 @@ fn a_fresh_start_takes_the_place_of_what_was_pinned() {
             let group = second.add_listener_group(&socket, Policy::Hash).expect("a group");
             second.set_slot(group, 0, &socket).expect("set a slot");
             second.set_ready(group, 0, true).expect("ready");
-            let _client =
-                connect(socket.local_addr().expect("an address")).expect("a connection");
+            let _client = connect(socket.local_addr().expect("an address")).expect("a connection");
             assert_eq!(accept_all(&socket).len(), 1);
             assert_eq!(Steering::open_pinned(dir).expect("open").max_workers(), 5);
         });
@@ -93,7 +92,9 @@ fn what_is_not_there_or_not_ours_is_said() {
             drop(Steering::load(2, Some(dir)).expect("steering"));
             std::fs::rename(dir.join("layout-1"), dir.join("layout-0")).expect("rename");
             let error = Steering::open_pinned(dir).err().expect("another layout");
-            assert!(matches!(&error, SteeringError::OtherLayout { found, .. } if found == "layout-0"));
+            assert!(
+                matches!(&error, SteeringError::OtherLayout { found, .. } if found == "layout-0")
+            );
             // A start from nothing removes it.
             drop(Steering::load(2, Some(dir)).expect("steering"));
             assert!(!dir.join("layout-0").exists());
