@@ -4,6 +4,7 @@
 
 use std::io::Write;
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// What a figure has to reach.
@@ -70,6 +71,14 @@ pub struct Figure {
     /// Whether the target is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
+}
+
+/// An empty histogram of microseconds, up to two minutes.
+pub fn latencies() -> Histogram<u64> {
+    match Histogram::new_with_bounds(1, 120_000_000, 3) {
+        Ok(histogram) => histogram,
+        Err(error) => unreachable!("constant bounds: {error}"),
+    }
 }
 
 /// The value at `fraction` of the sorted values, interpolated. NaN if there is none.
@@ -236,6 +245,13 @@ mod tests {
         assert_eq!(quantile(&values, 0.75), 4.0);
         assert_eq!(median(&[1.0, 2.0]), 1.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn latencies_are_not_clamped() {
+        let mut histogram = latencies();
+        histogram.saturating_record(3_000_000);
+        assert!(histogram.max() >= 3_000_000);
     }
 
     #[test]

@@ -39,8 +39,9 @@ pub struct Responses {
 }
 
 impl Responses {
+    #[cfg(test)]
     /// Whether a response has begun and not ended.
-    pub fn is_within(&self) -> bool {
+    fn is_within(&self) -> bool {
         !matches!(self.state, State::Head) || !self.line.is_empty()
     }
 

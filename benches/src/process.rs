@@ -200,6 +200,30 @@ pub fn pss_bytes(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Ticks in which any CPU was busy.
+fn busy_ticks() -> Option<u64> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let line = text.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // All but idle and waiting for I/O.
+    Some(ticks.iter().sum::<u64>() - ticks.get(3)? - ticks.get(4)?)
+}
+
+/// Waits until nobody uses more than a few per cent of a CPU, at most for `timeout`; whether it is so.
+pub fn wait_until_quiet(timeout: Duration) -> bool {
+    let end = Instant::now() + timeout;
+    while let Some(before) = busy_ticks() {
+        std::thread::sleep(Duration::from_millis(250));
+        if busy_ticks().is_some_and(|ticks| ticks <= before + 2) {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -121,11 +121,6 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// Size of one buffer.
-    pub fn buffer_bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// The first `length` bytes of a buffer that a completion has named and that was not given back.
     pub fn bytes(&self, buffer: u16, length: usize) -> &[u8] {
         assert!(buffer < self.count && length <= self.bytes);

@@ -191,11 +191,6 @@ impl Endpoint {
         }
     }
 
-    /// Whether messages may be compressed.
-    pub fn can_compress(&self) -> bool {
-        self.deflate.is_some()
-    }
-
     /// Appends one frame. `first_bits` are FIN and RSV1 (0x80, 0x40).
     pub fn write_frame(&mut self, out: &mut Vec<u8>, first_bits: u8, opcode: u8, payload: &[u8]) {
         out.push(first_bits | opcode);

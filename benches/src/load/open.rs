@@ -51,7 +51,6 @@ struct State {
     ready: usize,
     outstanding: usize,
     histogram: Histogram<u64>,
-    replies: u64,
     dropped: u64,
     failure: Option<String>,
 }
@@ -99,7 +98,6 @@ impl Handler for State {
                 return;
             };
             self.outstanding -= 1;
-            self.replies += 1;
             if let Some(intended) = intended {
                 let latency = now.saturating_duration_since(intended);
                 self.histogram.saturating_record(latency.as_micros() as u64);
@@ -130,8 +128,7 @@ impl OpenLoop {
             order: Vec::new(),
             ready: 0,
             outstanding: 0,
-            histogram: Histogram::new(3)?,
-            replies: 0,
+            histogram: crate::figures::latencies(),
             dropped: 0,
             failure: None,
         };
@@ -166,11 +163,6 @@ impl OpenLoop {
     /// Connections that have ended on their own.
     pub fn dropped(&self) -> u64 {
         self.state.dropped
-    }
-
-    /// Replies so far.
-    pub fn replies(&self) -> u64 {
-        self.state.replies
     }
 
     /// Handles what happens, without sending, while `go_on` says so.

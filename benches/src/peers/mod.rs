@@ -112,12 +112,18 @@ pub enum Builtin {
     Fastwebsockets,
 }
 
-/// Serves as one of the built-in peers until it is killed.
-pub fn serve(builtin: Builtin, port: u16) -> Result<()> {
+/// A listener whose connections send without delay.
+fn bind_listener(port: u16) -> Result<TcpListener> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     // The standard library asks for a backlog of 128 only.
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(4096)?)?;
     nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::TcpNoDelay, &true)?;
+    Ok(listener)
+}
+
+/// Serves as one of the built-in peers until it is killed.
+pub fn serve(builtin: Builtin, port: u16) -> Result<()> {
+    let listener = bind_listener(port)?;
     match builtin {
         Builtin::BareEcho => bare::serve(&listener, false, 4096)?,
         Builtin::BareEchoLarge => bare::serve(&listener, false, 32 << 10)?,

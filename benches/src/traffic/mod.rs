@@ -32,6 +32,8 @@ pub struct Options {
     pub slow: usize,
     /// WebSocket messages a second, all connections together.
     pub messages_per_s: f64,
+    /// How long to wait at the end for what is outstanding.
+    pub patience: Duration,
     /// Seed of all choices.
     pub seed: u64,
 }
@@ -273,8 +275,8 @@ pub fn run(
         by_connection: Vec::new(),
         shared: Shared {
             tally: Tally::default(),
-            rtt_us: Histogram::new(3)?,
-            clock_delay_us: Histogram::new(3)?,
+            rtt_us: crate::figures::latencies(),
+            clock_delay_us: crate::figures::latencies(),
             random: Random(options.seed),
             big: learn_big(address, http::BIG_BYTES)?,
             quiet: false,
@@ -290,7 +292,7 @@ pub fn run(
         turn(&mut client, &mut traffic)?;
     }
     traffic.shared.quiet = true;
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + options.patience;
     while traffic.outstanding() > 0 && Instant::now() < end {
         turn(&mut client, &mut traffic)?;
     }
@@ -300,6 +302,7 @@ pub fn run(
         turn(&mut client, &mut traffic)?;
     }
     let Traffic { members, mut shared, .. } = traffic;
+    shared.look_at_clock();
     let mut generation_changes = 0;
     for member in members {
         match member.kind {

@@ -27,6 +27,7 @@ fn traffic(fault: Fault) -> Outcome {
         fresh: 4,
         slow: 2,
         messages_per_s: 600.0,
+        patience: Duration::from_secs(2),
         seed: fault as u64 + 1,
     };
     println!("{fault:?}, seed {}", options.seed);
@@ -84,7 +85,14 @@ fn a_server_that_is_not_there_is_an_error() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
     drop(listener);
-    let options =
-        Options { websockets: 1, kept: 0, fresh: 0, slow: 0, messages_per_s: 1.0, seed: 0 };
+    let options = Options {
+        websockets: 1,
+        kept: 0,
+        fresh: 0,
+        slow: 0,
+        messages_per_s: 1.0,
+        patience: Duration::ZERO,
+        seed: 0,
+    };
     assert!(run(address, &options, &mut For(Duration::ZERO, None)).is_err());
 }
