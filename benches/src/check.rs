@@ -108,9 +108,8 @@ impl EchoCheck {
             });
             // What it should have been is not lost as well.
             let named = name_of(bytes).and_then(|(_, sequence)| {
-                let is = |plan: &Plan| {
-                    plan.sequence == sequence && plan.length as usize == bytes.len()
-                };
+                let is =
+                    |plan: &Plan| plan.sequence == sequence && plan.length as usize == bytes.len();
                 self.outstanding.iter().position(|(plan, _)| is(plan))
             });
             let _ = self.outstanding.remove(named.unwrap_or(0));
@@ -237,7 +236,7 @@ mod tests {
     use super::*;
 
     fn plan(sequence: u32) -> Plan {
-        Plan { connection: 3, sequence, length: 40 + sequence, text: sequence % 2 == 0 }
+        Plan { connection: 3, sequence, length: 40 + sequence, text: sequence.is_multiple_of(2) }
     }
 
     /// Sends messages 0..6 and feeds back those of `order`, through `change`.
@@ -338,6 +337,8 @@ mod tests {
     fn bodies_are_compared_in_pieces() {
         let mut at = 0;
         let mut check = BodyCheck::new(b"abcdef", &mut at);
-        assert!(check.piece(b"abc") && check.piece(b"d") && !check.piece(b"x") && !check.piece(b"g"));
+        assert!(
+            check.piece(b"abc") && check.piece(b"d") && !check.piece(b"x") && !check.piece(b"g")
+        );
     }
 }

@@ -186,7 +186,8 @@ impl Summary {
         let verdicts: Vec<&Verdict> =
             schedule.results.iter().flatten().map(|(verdict, _)| verdict).collect();
         let took: Vec<f64> = verdicts.iter().map(|verdict| verdict.duration_ms).collect();
-        let of = |f: fn(&Verdict) -> f64| verdicts.iter().map(|verdict| f(verdict)).collect::<Vec<_>>();
+        let of =
+            |f: fn(&Verdict) -> f64| verdicts.iter().map(|verdict| f(verdict)).collect::<Vec<_>>();
         let worst = |values: Vec<f64>| values.into_iter().fold(0.0, f64::max);
         let middle = |values: &[f64]| if values.is_empty() { 0.0 } else { median(values) };
         Self {
@@ -250,7 +251,10 @@ impl Summary {
         line("messages checked", tally.messages.to_string());
         line("HTTP answers checked", tally.requests.to_string());
         line("dropped connections", (tally.dropped + self.lost).to_string());
-        line("lost, doubled, reordered", format!("{}, {}, {}", tally.lost, tally.doubled, tally.reordered));
+        line(
+            "lost, doubled, reordered",
+            format!("{}, {}, {}", tally.lost, tally.doubled, tally.reordered),
+        );
         line("corrupted, mixed up", format!("{}, {}", tally.corrupted, tally.mixed_up));
         line("wrong counts", tally.wrong_counts.to_string());
         line("failed requests", tally.failed_requests.to_string());

@@ -41,7 +41,10 @@ pub fn find_zdt(named: Option<PathBuf>) -> Result<PathBuf> {
         None => std::env::current_exe()?.with_file_name("zdt"),
     };
     path.canonicalize().with_context(|| {
-        format!("no zdt at {}: build it (cargo build --release) or name it by --zdt", path.display())
+        format!(
+            "no zdt at {}: build it (cargo build --release) or name it by --zdt",
+            path.display()
+        )
     })
 }
 
@@ -112,7 +115,8 @@ impl Reloader {
         let (stdout, stderr) =
             (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
         let verdict = stdout.lines().rev().find_map(|line| serde_json::from_str(line).ok());
-        let Some(verdict) = verdict.or_else(|| serde_json::from_str::<Verdict>(&stdout).ok()) else {
+        let Some(verdict) = verdict.or_else(|| serde_json::from_str::<Verdict>(&stdout).ok())
+        else {
             bail!("zdt reload printed no verdict: {} {}", stdout.trim(), stderr.trim());
         };
         if !verdict.reload_successful {

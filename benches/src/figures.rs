@@ -10,13 +10,11 @@ use serde::Serialize;
 /// What a figure has to reach.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Target {
-    /// Value at least.
-    AtLeast(f64),
     /// Value at most.
     AtMost(f64),
     /// Ratio to the reference at least.
     Ratio(f64),
-    /// Value and ratio at least.
+    /// Value and ratio at least; a ratio of 0 for the value alone.
     Both(f64, f64),
     /// Nothing: for information.
     None,
@@ -25,7 +23,6 @@ pub enum Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::AtLeast(value) => write!(f, ">= {value}"),
             Self::AtMost(value) => write!(f, "<= {value}"),
             Self::Ratio(ratio) => write!(f, ">= {ratio} of the reference"),
             Self::Both(value, ratio) => write!(f, ">= {value} and >= {ratio} of the reference"),
@@ -120,7 +117,6 @@ impl Figure {
             samples: values.len(),
             target: (target != Target::None).then(|| target.to_string()),
             met: match target {
-                Target::AtLeast(least) => Some(value >= least),
                 Target::AtMost(most) => Some(value <= most),
                 Target::Ratio(_) | Target::Both(..) => Some(false),
                 Target::None => None,

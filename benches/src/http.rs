@@ -196,7 +196,9 @@ mod tests {
                     .receive(piece, |event| match event {
                         Event::Head { status, keep_alive } => heads.push((status, keep_alive)),
                         Event::Body(bytes) => body.extend_from_slice(bytes),
-                        Event::End => bodies.push(String::from_utf8(std::mem::take(&mut body)).unwrap()),
+                        Event::End => {
+                            bodies.push(String::from_utf8(std::mem::take(&mut body)).unwrap())
+                        }
                     })
                     .unwrap();
             }

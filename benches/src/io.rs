@@ -108,11 +108,7 @@ fn token(kind: u8, index: u32) -> u64 {
 
 impl Client {
     /// A loop with `buffer_count` (a power of two) receive buffers.
-    pub fn new(
-        address: SocketAddrV4,
-        buffer_count: u16,
-        buffer_bytes: usize,
-    ) -> io::Result<Self> {
+    pub fn new(address: SocketAddrV4, buffer_count: u16, buffer_bytes: usize) -> io::Result<Self> {
         let (uring, buffers) = Uring::new(4096, buffer_count, buffer_bytes)?;
         // One a client, for the life of the process: the kernel reads it when it connects.
         let address = Box::leak(Box::new(libc::sockaddr_in {
@@ -204,7 +200,10 @@ impl Client {
                         error => End::Error(-error),
                     };
                     handler.on_end(io, id, end);
-                } else if alive && io.slots[index as usize].paced_bytes.is_none() {
+                } else if alive
+                    && !completion.more()
+                    && io.slots[index as usize].paced_bytes.is_none()
+                {
                     self.buffers.publish();
                     io.receive(id);
                 }
@@ -289,9 +288,9 @@ impl Io {
 
     /// Whether the connection exists and is not being closed.
     pub fn is_open(&self, id: ConnId) -> bool {
-        self.slots
-            .get(id.index())
-            .is_some_and(|slot| slot.generation == id.generation && slot.fd.is_some() && !slot.closing)
+        self.slots.get(id.index()).is_some_and(|slot| {
+            slot.generation == id.generation && slot.fd.is_some() && !slot.closing
+        })
     }
 
     /// Whether a send is in flight.

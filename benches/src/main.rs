@@ -18,9 +18,10 @@ mod traffic;
 mod uring;
 mod ws;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
@@ -37,7 +38,7 @@ struct Arguments {
 enum Command {
     /// Run the engine under checked traffic and reload it again and again.
     Demo(demo::Arguments),
-    /// Measure: handoff, state, ring, echo, http, steering, memory, or all.
+    /// Measure: handoff, echo, http, steering, memory, or all.
     Bench {
         /// Which.
         name: String,
@@ -50,6 +51,29 @@ enum Command {
         /// The zdt command; beside this program by default.
         #[arg(long)]
         zdt: Option<PathBuf>,
+    },
+    /// Load a WebSocket echo with as many messages as it takes (closed loop).
+    Echo {
+        /// Where it listens.
+        address: SocketAddrV4,
+        /// Path of the echo; without it, raw bytes are sent to a server that sends them back.
+        #[arg(long)]
+        target: Option<String>,
+        /// Payload of a message.
+        #[arg(long, default_value_t = 64)]
+        bytes: usize,
+        /// Connections.
+        #[arg(long, default_value_t = 100)]
+        connections: usize,
+        /// Messages in flight on each.
+        #[arg(long, default_value_t = 1)]
+        in_flight: usize,
+        /// Duration.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        /// Processes whose CPU time counts.
+        #[arg(long)]
+        pid: Vec<u32>,
     },
     /// Serve as one of the servers that the benches compare with.
     #[command(hide = true)]
@@ -92,6 +116,20 @@ fn run(command: Command) -> Result<bool> {
             let mut report = figures::Report::new(json);
             let settings = bench::Settings { zdt: engine::find_zdt(zdt)?, quick };
             bench::run(&name, &settings, &mut report)?;
+        }
+        Command::Echo { address, target, bytes, connections, in_flight, seconds, pid } => {
+            let exchange = load::Exchange::echo(target.as_deref(), bytes, in_flight);
+            let window = Duration::from_secs_f64(seconds.clamp(0.01, 86_400.0));
+            let warm_up = Duration::from_millis(200);
+            let sample = load::closed::run(address, &exchange, connections, warm_up, window, &pid)?;
+            let (server, client) = sample.busy_percent();
+            println!("{:.0} messages/s, client {client:.0} % busy", sample.per_s());
+            if !pid.is_empty() {
+                let rate = sample.per_server_cpu_s();
+                println!(
+                    "{rate:.0} messages per second of server CPU, which was {server:.0} % busy"
+                );
+            }
         }
         Command::Peer { peer, port } => peers::serve(peer, port)?,
         Command::PeerHandoff { port: Some(port), .. } => peers::handoff::run_old(port)?,

@@ -45,8 +45,19 @@ fn text_table() -> &'static str {
     static TABLE: OnceLock<String> = OnceLock::new();
     TABLE.get_or_init(|| {
         // Characters of one to four bytes; words repeat, so that it compresses like prose.
-        let words =
-            ["zero ", "downtime ", "größer ", "naïve ", "κόσμε ", "мир ", "世界 ", "🦀🚀 ", "€uro ", "a", "\n"];
+        let words = [
+            "zero ",
+            "downtime ",
+            "größer ",
+            "naïve ",
+            "κόσμε ",
+            "мир ",
+            "世界 ",
+            "🦀🚀 ",
+            "€uro ",
+            "a",
+            "\n",
+        ];
         let mut table = String::with_capacity(TABLE_BYTES + 16);
         let mut state = 1;
         while table.len() < TABLE_BYTES {

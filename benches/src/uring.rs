@@ -164,7 +164,11 @@ impl Buffers {
 
 impl Uring {
     /// A ring and its provided buffers.
-    pub fn new(entries: u32, buffer_count: u16, buffer_bytes: usize) -> io::Result<(Self, Buffers)> {
+    pub fn new(
+        entries: u32,
+        buffer_count: u16,
+        buffer_bytes: usize,
+    ) -> io::Result<(Self, Buffers)> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()

@@ -413,7 +413,9 @@ mod tests {
             ] {
                 let mut wire = Vec::new();
                 let mut expected = Vec::new();
-                for (sequence, length) in [0, 1, 125, 126, 5000, 65535, 65536].into_iter().enumerate() {
+                for (sequence, length) in
+                    [0, 1, 125, 126, 5000, 65535, 65536].into_iter().enumerate()
+                {
                     let text = sequence % 2 == 0;
                     let plan = Plan { connection: 1, sequence: sequence as u32, length, text };
                     let payload = plan.bytes();

@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use super::{Settings, pin_client, started};
-use crate::figures::{Figure, Report, Target};
+use crate::figures::{Figure, Report, Target, median};
 use crate::load::{Exchange, closed};
 use crate::peers::{self, Builtin, Peer};
 
@@ -28,7 +28,8 @@ impl Row {
 
     /// Whether this peer belongs into this row: of the two bare echoes, one.
     fn wants(&self, peer: &Peer) -> bool {
-        peer.echo_target.is_some() || peer.configuration.contains("32 KiB") == (self.payload_bytes > 4096)
+        peer.echo_target.is_some()
+            || peer.configuration.contains("32 KiB") == (self.payload_bytes > 4096)
     }
 
     fn target(&self, peer: &Peer) -> Target {
@@ -79,11 +80,15 @@ fn run_row(
     let theirs: Vec<Exchange> = peers.iter().map(|peer| exchange(peer.echo_target)).collect();
     let (warm_up, window) = settings.windows();
     let mut pairs = vec![Vec::new(); peers.len()];
+    let (mut server_busy, mut client_busy) = (Vec::new(), Vec::new());
     for round in 0..settings.pairs() {
         let measure = |address, exchange: &Exchange, pids: &[u32]| {
             closed::run(address, exchange, row.connections, warm_up, window, pids)
         };
-        let zdt = measure(engine.address, &own, &engine.pids())?.per_server_cpu_s();
+        let sample = measure(engine.address, &own, &engine.pids())?;
+        let zdt = sample.per_server_cpu_s();
+        server_busy.push(sample.busy_percent().0);
+        client_busy.push(sample.busy_percent().1);
         // Another order each time, so that no peer always comes after the same one.
         for turn in 0..peers.len() {
             let index = (turn + round) % peers.len();
@@ -93,6 +98,8 @@ fn run_row(
             }
         }
     }
+    let (server, client) = (median(&server_busy), median(&client_busy));
+    report.note(&format!("{}: zdt was {server:.0} % busy, the client {client:.0} %", row.name()));
     for (peer, pairs) in peers.iter().zip(pairs) {
         let name = "messages_per_server_cpu_s";
         let figure = Figure::paired(BENCH, name, "1/s", peer.name, &pairs, row.target(peer));

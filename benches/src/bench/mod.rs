@@ -20,7 +20,7 @@ use crate::peers::Peer;
 use crate::process::server_and_client_cpus;
 
 /// Names of the benches, in the order of `all`.
-pub const NAMES: [&str; 7] = ["handoff", "state", "ring", "echo", "http", "steering", "memory"];
+pub const NAMES: [&str; 5] = ["handoff", "echo", "http", "steering", "memory"];
 
 /// What all benches need.
 #[derive(Debug, Clone)]

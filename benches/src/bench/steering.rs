@@ -22,7 +22,12 @@ const REFERENCE: &str = "plain SO_REUSEPORT";
 pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let (cpu, _pinned) = pin_client(report)?;
     let start = |steering| {
-        Engine::start(Options { workers: 2, steering, cpu: Some(cpu), ..Options::new(&settings.zdt) })
+        Engine::start(Options {
+            workers: 2,
+            steering,
+            cpu: Some(cpu),
+            ..Options::new(&settings.zdt)
+        })
     };
     let steered = start("ebpf").context("with --steering ebpf")?;
     let plain = start("off").context("with --steering off")?;
@@ -31,7 +36,8 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let measure = |engine: &Engine| {
         connects::run(engine.address, CONCURRENCY, warm_up, window, &engine.pids())
     };
-    let per_cpu_s = |sample: Sample| sample.replies as f64 / (sample.server_cpu_s + sample.client_cpu_s);
+    let per_cpu_s =
+        |sample: Sample| sample.replies as f64 / (sample.server_cpu_s + sample.client_cpu_s);
     let (mut rates, mut per_cpu) = (Vec::new(), Vec::new());
     // More pairs than elsewhere: the difference to be seen is small.
     for round in 0..settings.pairs() * 2 {

@@ -17,6 +17,8 @@ use crate::process::total_cpu_ns;
 
 /// How long to connect, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long to wait for the first reply of a measurement.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What one run measured.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +37,11 @@ impl Sample {
     /// Replies for each second of the server's CPU time.
     pub fn per_server_cpu_s(&self) -> f64 {
         self.replies as f64 / self.server_cpu_s
+    }
+
+    /// How busy the servers and the client were, in per cent of a CPU each.
+    pub fn busy_percent(&self) -> (f64, f64) {
+        (100.0 * self.server_cpu_s / self.seconds, 100.0 * self.client_cpu_s / self.seconds)
     }
 
     /// Replies for each second.
@@ -184,6 +191,10 @@ pub fn run(
     let (before, start) = (load.replies, Instant::now());
     let (cpu, own_cpu) = (total_cpu_ns(server_pids), total_cpu_ns(&own));
     turn_until(&mut load, start + window)?;
+    // A server that is slow, or on a busy machine, gets more time rather than no figure.
+    while load.replies == before && start.elapsed() < PATIENCE && load.failure.is_none() {
+        turn_until(&mut load, Instant::now() + window)?;
+    }
     let cpu = total_cpu_ns(server_pids) - cpu;
     let own_cpu = total_cpu_ns(&own) - own_cpu;
     let sample = Sample {

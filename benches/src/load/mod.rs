@@ -30,7 +30,13 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    fn new(handshake: Option<String>, request: &[u8], reply: &[u8], prefix: usize, n: usize) -> Self {
+    fn new(
+        handshake: Option<String>,
+        request: &[u8],
+        reply: &[u8],
+        prefix: usize,
+        n: usize,
+    ) -> Self {
         Self {
             handshake,
             // A few for each run of the program.

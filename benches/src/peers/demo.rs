@@ -138,7 +138,8 @@ impl Connection {
     }
 
     fn answer(&mut self, status: &str, body: &[u8]) -> Result<()> {
-        let mut out = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        let mut out =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
         out.extend_from_slice(body);
         Ok(self.stream.write_all(&out)?)
     }
@@ -210,10 +211,8 @@ impl Connection {
 
     fn websocket(mut self, path: &str, head: &str, interval_ms: &str) -> Result<()> {
         let offer = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Extensions: "));
-        let deflate = offer
-            .map(DeflateParameters::parse)
-            .transpose()
-            .map_err(anyhow::Error::msg)?;
+        let deflate =
+            offer.map(DeflateParameters::parse).transpose().map_err(anyhow::Error::msg)?;
         let extensions = deflate.map_or(String::new(), |deflate| {
             format!("Sec-WebSocket-Extensions: {}\r\n", deflate.header_value())
         });
@@ -233,7 +232,9 @@ impl Connection {
             endpoint.receive(&data, &mut events).map_err(anyhow::Error::msg)?;
             let mut out = Vec::new();
             let mut write = |out: &mut Vec<u8>, text, payload: &[u8]| {
-                endpoint.write_message(out, text, payload, true, &[], || None).map_err(anyhow::Error::msg)
+                endpoint
+                    .write_message(out, text, payload, true, &[], || None)
+                    .map_err(anyhow::Error::msg)
             };
             for event in events.drain(..) {
                 match event {

@@ -140,9 +140,12 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
         Builtin::BareEcho => {
             ("bare io_uring", "bare-echo", None, "raw echo, direct descriptors, 4 KiB buffers")
         }
-        Builtin::BareEchoLarge => {
-            ("bare io_uring", "bare-echo-large", None, "raw echo, direct descriptors, 32 KiB buffers")
-        }
+        Builtin::BareEchoLarge => (
+            "bare io_uring",
+            "bare-echo-large",
+            None,
+            "raw echo, direct descriptors, 32 KiB buffers",
+        ),
         Builtin::BareHttp => ("bare io_uring", "bare-http", None, "fixed answer to every receive"),
         Builtin::Tungstenite => (
             "tokio-tungstenite",

@@ -103,7 +103,9 @@ impl Client {
         if self.endpoint.is_none() {
             let before = self.head.len();
             self.head.extend_from_slice(data);
-            let Some(end) = self.head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return };
+            let Some(end) = self.head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+                return;
+            };
             let head = String::from_utf8_lossy(&self.head[..end]).into_owned();
             data = &data[end + 4 - before..];
             match ws::check_handshake(&head) {
