@@ -75,6 +75,15 @@ pub enum RestoreError {
 }
 
 impl Connection {
+    /// Variable bytes of the sections that [`Connection::save`] would write now.
+    pub fn saved_bytes(&self) -> usize {
+        let machine: usize = match &self.stage {
+            Stage::WebSocket(machine) => machine.save_parts().1.iter().map(|part| part.len()).sum(),
+            Stage::Http1(_) | Stage::Ending => 0,
+        };
+        self.pending.len() + machine
+    }
+
     /// Adds the connection's sections to a record.
     pub fn save(&self, now_ms: u64, writer: &mut Writer<'_>) {
         let (receive_end, receive_errno) = match self.receive_end {

@@ -21,7 +21,7 @@ use crate::{fdpass, state, sys};
 pub const HANDOFF_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
 
 /// Records above this travel in a memfd: a quarter of the ring.
-const MAX_INLINE_RECORD: usize = crate::shm::channel::RING_BYTES / 4;
+pub const MAX_INLINE_RECORD: usize = crate::shm::channel::RING_BYTES / 4;
 
 /// How far a channel is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,15 @@ pub enum Phase {
     Open,
     /// No further offers. The open ones are still settled through the ownership table.
     Closed,
+}
+
+/// See [`Channel::room`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Connections.
+    pub places: usize,
+    /// Bytes of their records. One that is larger than [`MAX_INLINE_RECORD`] needs none.
+    pub bytes: usize,
 }
 
 /// Why a channel is closed.
@@ -164,17 +173,21 @@ impl Channel {
         self.peer_is_dead
     }
 
-    /// How many more connections may be frozen for this channel, when `freezing` already are.
-    pub fn room(&mut self, freezing: usize) -> usize {
-        if self.phase != Phase::Open || self.info.write_format.is_none() || self.send_blocked {
-            return 0;
+    /// What may still be frozen for this channel.
+    pub fn room(&mut self) -> Room {
+        let takes_offers =
+            self.phase == Phase::Open && self.info.write_format.is_some() && !self.send_blocked;
+        if !takes_offers {
+            return Room::default();
         }
-        // Half of the ring is kept for records that are larger than the usual ones.
-        let free_bytes = self.end.producer.free_bytes().unwrap_or(0);
-        if free_bytes < crate::shm::channel::RING_BYTES / 2 {
-            return 0;
+        // Half of the ring: records are not known to the byte before they are written, and a record
+        // may have to skip the ring's end.
+        let half = crate::shm::channel::RING_BYTES / 2;
+        let free = self.end.producer.free_bytes().unwrap_or(0);
+        Room {
+            places: self.window.saturating_sub(self.outgoing.open()),
+            bytes: free.saturating_sub(half),
         }
-        self.window.saturating_sub(self.outgoing.open() + freezing)
     }
 
     /// Offers without an answer.

@@ -24,7 +24,7 @@ mod incoming;
 mod message;
 mod outgoing;
 
-pub use channel::{Channel, ChannelError, Descriptors, Phase, Received};
+pub use channel::{Channel, ChannelError, Descriptors, MAX_INLINE_RECORD, Phase, Received, Room};
 pub use incoming::Arrival;
 pub use message::{PeerHello, Role};
 pub use outgoing::{Answer, OfferError};

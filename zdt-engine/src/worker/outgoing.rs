@@ -78,6 +78,28 @@ impl HandoffJob {
     }
 }
 
+/// Why a frozen connection is not on offer yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    /// The kernel has not given its operations back.
+    StillInFlight,
+    /// Its session cannot be saved just now.
+    Session(&'static str),
+    /// No channel takes it just now.
+    NoRoom,
+}
+
+impl Hindrance {
+    /// The reason code for staying, where it is one.
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Hindrance::StillInFlight => Some("freeze-budget"),
+            Hindrance::Session(reason) => Some(reason),
+            Hindrance::NoRoom => None,
+        }
+    }
+}
+
 impl Worker {
     /// Freeze and hand off everything.
     pub(super) fn begin_handoff(&mut self, reload: u64) {
@@ -278,22 +300,34 @@ impl Worker {
     }
 
     fn freeze_more(&mut self) {
-        let mut room: usize = {
-            let freezing = self.job.as_ref().map_or(0, |job| job.freezing.len());
-            let room: usize = self.channels.iter_mut().map(|(_, channel)| channel.room(0)).sum();
-            room.saturating_sub(freezing)
-        };
-        while room > 0 {
+        let Some(job) = &self.job else { return };
+        let (mut places, mut bytes) = (0, 0);
+        for (_, channel) in &mut self.channels {
+            let room = channel.room();
+            places += room.places;
+            bytes += room.bytes;
+        }
+        places = places.saturating_sub(job.freezing.len());
+        let reserved: usize =
+            job.freezing.iter().map(|key| record::estimate(&self.entries[*key])).sum();
+        bytes = bytes.saturating_sub(reserved);
+        while places > 0 {
             let Some(job) = &mut self.job else { return };
-            let Some(key) = job.waiting.pop_front() else { return };
-            let ready = self
-                .entries
-                .get(key)
-                .is_some_and(|entry| entry.moving == Moving::No && !entry.closing);
-            if ready {
-                room -= 1;
-                self.freeze(key);
+            let Some(&key) = job.waiting.front() else { return };
+            let Some(entry) =
+                self.entries.get(key).filter(|e| e.moving == Moving::No && !e.closing)
+            else {
+                job.waiting.pop_front();
+                continue;
+            };
+            let wanted = record::estimate(entry);
+            if wanted > bytes {
+                break; // until an answer frees room: nobody is frozen to wait in a queue
             }
+            job.waiting.pop_front();
+            bytes -= wanted;
+            places -= 1;
+            self.freeze(key);
         }
         let Some(job) = &mut self.job else { return };
         // Without any channel that could still take them, those that wait stay.
@@ -335,21 +369,21 @@ impl Worker {
         }
     }
 
-    fn offer(&mut self, key: usize) -> Result<(), Busy> {
+    fn offer(&mut self, key: usize) -> Result<(), Hindrance> {
         let Some(format) = self.channels.iter().find_map(|(_, channel)| channel.info.write_format)
         else {
-            return Err(Busy("no-format"));
+            return Err(Hindrance::NoRoom);
         };
         let mut bytes = self.buffers.take();
         let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
-        if let Err(busy) = saved {
+        if let Err(Busy(reason)) = saved {
             self.buffers.give(bytes);
-            return Err(busy);
+            return Err(Hindrance::Session(reason));
         }
         fault_point!("freeze.saved");
         let indices = self.channel_indices();
         let start = self.job.as_ref().map_or(0, |job| job.next_channel);
-        let mut outcome = Err(Busy("window"));
+        let mut outcome = Err(Hindrance::NoRoom);
         for turn in 0..indices.len() {
             let index = indices[(start + turn) % indices.len()];
             let channel = &mut self.channels[index];
@@ -384,15 +418,19 @@ impl Worker {
             let entry = &self.entries[key];
             let is_quiet = entry.is_quiet();
             let overdue = now_ns.saturating_sub(entry.frozen_ns) > budget_ns;
-            let busy = if is_quiet { self.offer(key).err() } else { Some(Busy("freeze-budget")) };
-            if let Some(Busy(reason)) = busy
-                && overdue
-            {
-                if let Some(job) = &mut self.job {
-                    job.freezing.retain(|frozen| *frozen != key);
-                }
-                self.stay(key, Some(reason));
+            let outcome = if is_quiet { self.offer(key) } else { Err(Hindrance::StillInFlight) };
+            let Err(hindrance) = outcome else { continue };
+            if !overdue {
+                continue;
             }
+            if let Some(job) = &mut self.job {
+                job.freezing.retain(|frozen| *frozen != key);
+                if hindrance == Hindrance::NoRoom {
+                    // Not its fault: it is served until there is room, then frozen again.
+                    job.waiting.push_back(key);
+                }
+            }
+            self.stay(key, hindrance.reason());
         }
     }
 

@@ -131,6 +131,15 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     Ok(())
 }
 
+/// About as many bytes as the connection's record will have, a session's own state aside.
+pub fn estimate(entry: &Entry) -> usize {
+    const FIXED: usize = 512;
+    let queued = entry.queued();
+    let bytes = FIXED + queued + entry.connection.saved_bytes();
+    // A larger one travels beside the ring.
+    if bytes > crate::handoff::MAX_INLINE_RECORD { FIXED } else { bytes }
+}
+
 /// Rebuilds a connection, without its socket: it can neither receive nor send until it gets one.
 pub fn restore(
     bytes: &[u8],
