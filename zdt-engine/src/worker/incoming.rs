@@ -35,7 +35,7 @@ impl Intake {
         Self {
             adopted: 0,
             refused: BTreeMap::new(),
-            blackout_us: Histogram::new(3).expect("3 digits are allowed"),
+            blackout_us: Histogram::new_with_bounds(1, 3_600_000_000, 2).expect("valid bounds"),
             armed_ns: Vec::new(),
             fresh: Vec::new(),
             entered: Vec::new(),

@@ -27,13 +27,24 @@ const PROGRESS_MS: u64 = 50;
 /// Messages pushed to connections that are just moving.
 const MAX_FOLLOWING_PUSHES: usize = 4_096;
 
+/// Turns of the loop that a connection gets beyond its budget: on a starved machine the budget may be
+/// over before this process has had a turn at all.
+const TURNS_BEYOND_BUDGET: u8 = 16;
+
+/// A connection that is frozen and not on offer.
+#[derive(Debug, Clone, Copy)]
+struct Freezing {
+    key: usize,
+    turns_beyond_budget: u8,
+}
+
 /// One handoff in progress.
 pub struct HandoffJob {
     report: HandoffReport,
     /// Connections that were not looked at yet, in order.
     waiting: VecDeque<usize>,
     /// Connections whose operations are being ended, or which wait for room or for their session.
-    freezing: Vec<usize>,
+    freezing: Vec<Freezing>,
     /// Where the next connection goes.
     next_channel: usize,
     /// Newcomers are not expected any more.
@@ -62,6 +73,11 @@ impl HandoffJob {
             progress_ms: 0,
             following: Vec::new(),
         }
+    }
+
+    /// Operations whose end is awaited before anything else can be done.
+    pub fn freezing(&self) -> usize {
+        self.freezing.len()
     }
 
     /// True once the supervisor has been told that nothing is left.
@@ -138,7 +154,7 @@ impl Worker {
         job.cancelled = true;
         job.reported = false;
         job.waiting.clear();
-        for key in std::mem::take(&mut job.freezing) {
+        for Freezing { key, .. } in std::mem::take(&mut job.freezing) {
             self.stay(key, None);
         }
     }
@@ -146,7 +162,7 @@ impl Worker {
     /// Forget the handoff: the connections are served here again.
     pub(super) fn end_handoff(&mut self) {
         if let Some(mut job) = self.job.take() {
-            for key in std::mem::take(&mut job.freezing) {
+            for Freezing { key, .. } in std::mem::take(&mut job.freezing) {
                 self.stay(key, None);
             }
         }
@@ -309,7 +325,7 @@ impl Worker {
         }
         places = places.saturating_sub(job.freezing.len());
         let reserved: usize =
-            job.freezing.iter().map(|key| record::estimate(&self.entries[*key])).sum();
+            job.freezing.iter().map(|one| record::estimate(&self.entries[one.key])).sum();
         bytes = bytes.saturating_sub(reserved);
         while places > 0 {
             let Some(job) = &mut self.job else { return };
@@ -355,7 +371,7 @@ impl Worker {
             self.ring.cancel(sending.operation);
         }
         if let Some(job) = &mut self.job {
-            job.freezing.push(key);
+            job.freezing.push(Freezing { key, turns_beyond_budget: 0 });
         }
         fault_point!("freeze.begun");
         self.try_offer(key);
@@ -396,7 +412,7 @@ impl Worker {
                     self.entries[key].moving = Moving::Offered { channel: index };
                     if let Some(job) = &mut self.job {
                         job.next_channel = start + turn + 1;
-                        job.freezing.retain(|frozen| *frozen != key);
+                        job.freezing.retain(|one| one.key != key);
                     }
                     outcome = Ok(());
                     break;
@@ -414,17 +430,23 @@ impl Worker {
         let Some(job) = &self.job else { return };
         let budget_ns = self.configure.config.handoff.freeze_budget_ms * 1_000_000;
         let now_ns = sys::boottime_ns();
-        for key in job.freezing.clone() {
+        for index in (0..job.freezing.len()).rev() {
+            let Some(job) = &mut self.job else { return };
+            let Some(one) = job.freezing.get_mut(index) else { continue };
+            let key = one.key;
             let entry = &self.entries[key];
-            let is_quiet = entry.is_quiet();
-            let overdue = now_ns.saturating_sub(entry.frozen_ns) > budget_ns;
-            let outcome = if is_quiet { self.offer(key) } else { Err(Hindrance::StillInFlight) };
+            if now_ns.saturating_sub(entry.frozen_ns) > budget_ns {
+                one.turns_beyond_budget += 1;
+            }
+            let overdue = one.turns_beyond_budget > TURNS_BEYOND_BUDGET;
+            let outcome =
+                if entry.is_quiet() { self.offer(key) } else { Err(Hindrance::StillInFlight) };
             let Err(hindrance) = outcome else { continue };
             if !overdue {
                 continue;
             }
             if let Some(job) = &mut self.job {
-                job.freezing.retain(|frozen| *frozen != key);
+                job.freezing.retain(|one| one.key != key);
                 if hindrance == Hindrance::NoRoom {
                     // Not its fault: it is served until there is room, then frozen again.
                     job.waiting.push_back(key);
