@@ -46,6 +46,17 @@ pub struct Steering {
     mirror: Vec<Group>,
 }
 
+impl std::fmt::Debug for Steering {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Steering")
+            .field("max_workers", &self.max_workers)
+            .field("pin_dir", &self.pin_dir)
+            .field("groups", &self.listener_groups())
+            .finish_non_exhaustive()
+    }
+}
+
 /// Names a listening address (see [`Steering::add_listener_group`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(u32);

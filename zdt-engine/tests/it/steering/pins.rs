@@ -107,6 +107,41 @@ fn what_is_not_there_or_not_ours_is_said() {
 }
 
 #[test]
+fn pins_go_below_the_system_bpffs_where_there_is_one() {
+    in_namespace("steering::pins::pins_go_below_the_system_bpffs_where_there_is_one", || {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        // Mounts of this thread only.
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        let system = Path::new("/sys/fs/bpf");
+        mount(Some("bpf"), system, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a bpffs");
+
+        let run_dir = tempfile::Builder::new().prefix(".zdt_Ü ").tempdir().expect("a directory");
+        let dir = steering::pin_directory(run_dir.path());
+        assert_eq!(dir.parent(), Some(system));
+        drop(Steering::load(2, Some(&dir)).expect("steering"));
+        assert_eq!(Steering::open_pinned(&dir).expect("open").max_workers(), 2);
+        let other = tempfile::tempdir().expect("a directory");
+        assert_ne!(steering::pin_directory(other.path()), dir);
+        steering::remove_pins(&dir).expect("remove the pins");
+        assert!(!dir.exists());
+    });
+}
+
+#[test]
+fn a_socket_that_does_not_share_its_address_is_refused() {
+    in_namespace("steering::pins::a_socket_that_does_not_share_its_address_is_refused", || {
+        let alone = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut steering = Steering::load(2, None).expect("steering");
+        let error = steering.add_listener_group(&alone, Policy::Hash).expect_err("no SO_REUSEPORT");
+        assert!(matches!(error, SteeringError::Attach { .. }), "{error:?}");
+        assert!(steering.listener_groups().is_empty());
+    });
+}
+
+#[test]
 fn support_is_probed_without_a_trace() {
     in_namespace("steering::pins::support_is_probed_without_a_trace", || {
         steering::probe_support().expect("root, and a kernel that can");
