@@ -91,7 +91,7 @@ fn what_is_not_there_or_not_ours_is_said() {
             assert!(matches!(Steering::open_pinned(dir), Err(SteeringError::NotPinned { .. })));
             drop(Steering::load(2, Some(dir)).expect("steering"));
             std::fs::rename(dir.join("layout-1"), dir.join("layout-0")).expect("rename");
-            let error = Steering::open_pinned(dir).err().expect("another layout");
+            let error = Steering::open_pinned(dir).expect_err("another layout");
             assert!(
                 matches!(&error, SteeringError::OtherLayout { found, .. } if found == "layout-0")
             );
