@@ -81,6 +81,13 @@ pub struct Bank {
     pub canary_permille: u16,
 }
 
+impl Bank {
+    /// All new connections go to one bank: before a reload, and from the flip on.
+    pub fn only(epoch: u32, bank: u32) -> Self {
+        Self { epoch, blue: bank, green: bank, canary_permille: 0 }
+    }
+}
+
 /// A group as [`Steering::listener_groups`] reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupInfo {

@@ -21,8 +21,7 @@ fn a_later_supervisor_opens_it_again() {
                     first.set_slot(group, slot, socket).expect("set a slot");
                     first.set_ready(group, slot, true).expect("ready");
                 }
-                let bank = Bank { epoch: 9, blue: 1, green: 1, canary_permille: 0 };
-                first.flip(bank).expect("flip");
+                first.flip(Bank::only(9, 1)).expect("flip");
             }
             // Nobody supervises, connections are steered all the same.
             let _early: Vec<_> = (0..10).map(|_| connect(address).expect("connect")).collect();
