@@ -14,7 +14,7 @@ use crate::process::{output_of, run, target_dir};
 /// From PyPI, and what each is for. Versions are fixed so that a test fails for our reasons only.
 const PYTHON_PACKAGES: [(&str, &str); 2] = [
     ("websockets==15.0.1", "a WebSocket client that is not ours, with compression"),
-    ("kosoku", "runs the cases of the Autobahn test suite"),
+    ("kosoku==0.1.0", "runs the cases of the Autobahn test suite"),
 ];
 
 /// Programs that tests use if they are there, and what each is for.

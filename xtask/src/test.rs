@@ -3,7 +3,7 @@
 //! Must not know: single tests.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 
@@ -36,6 +36,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         .args(&options.arguments)
         .envs(environment)
         .stderr(Stdio::piped());
+    if std::io::stderr().is_terminal() && std::env::var_os("CARGO_TERM_COLOR").is_none() {
+        // Cargo sees a pipe, but a person looks at it.
+        command.env("CARGO_TERM_COLOR", "always");
+    }
     let mut child = command.spawn().context("cannot start cargo test")?;
     // Tests write these lines past the harness, which means to standard error.
     let mut lines = BufReader::new(child.stderr.take().context("no standard error")?);

@@ -14,10 +14,10 @@ impl Steering {
     /// Puts the group of `socket`, a listening socket with `SO_REUSEPORT`, under the program. All
     /// sockets that are bound to the same address, now or later, belong to it.
     ///
-    /// Until the first slot is set and the first flip written, connections go where the route and the
-    /// slots say, which is nowhere: set the slots and mark them ready before clients come, or accept
-    /// that they are refused. An address that is known already keeps its slots and gets the
-    /// program anew (that of this build) and the policy.
+    /// From here on connections go where route and slots say. As long as the group has no slot that is
+    /// nowhere, and they are refused: so add the group right after its first `listen`, and set its
+    /// slots at once. An address that is known already keeps its slots, and gets the policy and the
+    /// program anew (that of this build).
     pub fn add_listener_group(
         &mut self,
         socket: impl AsFd,
@@ -37,12 +37,13 @@ impl Steering {
                     most: MAX_GROUPS,
                 })?,
         };
-        let group = if self.mirror[index as usize].in_use() {
-            Group { policy: policy.code(), ..self.mirror[index as usize] }
+        let known = self.mirror[index as usize];
+        let group = if known.in_use() {
+            Group { policy: policy.code(), ..known }
         } else {
             describe(address, policy, self.max_workers)
         };
-        self.write_group(index, group)?;
+        // Until the group is written, the program leaves the choice to the kernel.
         let program = self.programs.get(index)?;
         program
             .attach(socket.as_fd())
@@ -50,6 +51,7 @@ impl Steering {
         if let Some(dir) = &self.pin_dir {
             pins::pin_program(program, &dir.join(format!("steer_{index}")))?;
         }
+        self.write_group(index, group)?;
         Ok(GroupId(index))
     }
 
@@ -63,7 +65,7 @@ impl Steering {
         self.write_group(group.0, Group::default())?;
         if let Some(dir) = &self.pin_dir {
             let pin = dir.join(format!("steer_{}", group.0));
-            std::fs::remove_file(&pin).map_err(SteeringError::pin(&pin))?;
+            pins::remove_pin(&pin)?;
         }
         self.programs.forget(group.0);
         Ok(())

@@ -46,6 +46,17 @@ pub struct Steering {
     mirror: Vec<Group>,
 }
 
+impl std::fmt::Debug for Steering {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Steering")
+            .field("max_workers", &self.max_workers)
+            .field("pin_dir", &self.pin_dir)
+            .field("groups", &self.listener_groups())
+            .finish_non_exhaustive()
+    }
+}
+
 /// Names a listening address (see [`Steering::add_listener_group`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(u32);
@@ -68,6 +79,13 @@ pub struct Bank {
     pub green: u32,
     /// How many of 1,000 new connections go to green; the others go to blue.
     pub canary_permille: u16,
+}
+
+impl Bank {
+    /// All new connections go to one bank: before a reload, and from the flip on.
+    pub fn only(epoch: u32, bank: u32) -> Self {
+        Self { epoch, blue: bank, green: bank, canary_permille: 0 }
+    }
 }
 
 /// A group as [`Steering::listener_groups`] reports it.

@@ -122,13 +122,18 @@ pub(super) fn retire(pin_dir: &Path) -> Result<(), SteeringError> {
 
 /// Pins a program, in place of the one that was there.
 pub(super) fn pin_program(program: &mut SkReuseport, path: &Path) -> Result<(), SteeringError> {
+    remove_pin(path)?;
+    program.pin(path).map_err(SteeringError::pin(path))
+}
+
+/// Removes one pin; one that is not there is no error.
+pub(super) fn remove_pin(path: &Path) -> Result<(), SteeringError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(SteeringError::pin(path)(error));
+            Err(SteeringError::pin(path)(error))
         }
-        _ => {}
+        _ => Ok(()),
     }
-    program.pin(path).map_err(SteeringError::pin(path))
 }
 
 fn layouts(pin_dir: &Path) -> Vec<PathBuf> {

@@ -178,8 +178,7 @@ impl Scene {
     /// Sends all new connections to one bank.
     pub fn flip(&mut self, bank: u32) {
         let epoch = self.steering.current().expect("the route").epoch + 1;
-        let bank = Bank { epoch, blue: bank, green: bank, canary_permille: 0 };
-        self.steering.flip(bank).expect("flip");
+        self.steering.flip(Bank::only(epoch, bank)).expect("flip");
     }
 
     pub fn listener(&self, slot: u32) -> &TcpListener {

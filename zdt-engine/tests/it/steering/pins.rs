@@ -21,8 +21,7 @@ fn a_later_supervisor_opens_it_again() {
                     first.set_slot(group, slot, socket).expect("set a slot");
                     first.set_ready(group, slot, true).expect("ready");
                 }
-                let bank = Bank { epoch: 9, blue: 1, green: 1, canary_permille: 0 };
-                first.flip(bank).expect("flip");
+                first.flip(Bank::only(9, 1)).expect("flip");
             }
             // Nobody supervises, connections are steered all the same.
             let _early: Vec<_> = (0..10).map(|_| connect(address).expect("connect")).collect();
@@ -91,7 +90,7 @@ fn what_is_not_there_or_not_ours_is_said() {
             assert!(matches!(Steering::open_pinned(dir), Err(SteeringError::NotPinned { .. })));
             drop(Steering::load(2, Some(dir)).expect("steering"));
             std::fs::rename(dir.join("layout-1"), dir.join("layout-0")).expect("rename");
-            let error = Steering::open_pinned(dir).err().expect("another layout");
+            let error = Steering::open_pinned(dir).expect_err("another layout");
             assert!(
                 matches!(&error, SteeringError::OtherLayout { found, .. } if found == "layout-0")
             );
@@ -103,6 +102,41 @@ fn what_is_not_there_or_not_ours_is_said() {
             // Twice is no error.
             steering::remove_pins(dir).expect("remove");
         });
+    });
+}
+
+#[test]
+fn pins_go_below_the_system_bpffs_where_there_is_one() {
+    in_namespace("steering::pins::pins_go_below_the_system_bpffs_where_there_is_one", || {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        // Mounts of this thread only.
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        let system = Path::new("/sys/fs/bpf");
+        mount(Some("bpf"), system, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a bpffs");
+
+        let run_dir = tempfile::Builder::new().prefix(".zdt_Ü ").tempdir().expect("a directory");
+        let dir = steering::pin_directory(run_dir.path());
+        assert_eq!(dir.parent(), Some(system));
+        drop(Steering::load(2, Some(&dir)).expect("steering"));
+        assert_eq!(Steering::open_pinned(&dir).expect("open").max_workers(), 2);
+        let other = tempfile::tempdir().expect("a directory");
+        assert_ne!(steering::pin_directory(other.path()), dir);
+        steering::remove_pins(&dir).expect("remove the pins");
+        assert!(!dir.exists());
+    });
+}
+
+#[test]
+fn a_socket_that_does_not_share_its_address_is_refused() {
+    in_namespace("steering::pins::a_socket_that_does_not_share_its_address_is_refused", || {
+        let alone = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let mut steering = Steering::load(2, None).expect("steering");
+        let error = steering.add_listener_group(&alone, Policy::Hash).expect_err("no SO_REUSEPORT");
+        assert!(matches!(error, SteeringError::Attach { .. }), "{error:?}");
+        assert!(steering.listener_groups().is_empty());
     });
 }
 
