@@ -5,15 +5,14 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic `ZDTS` |
-//! | 4 | 2 | format version |
-//! | 6 | 2 | flags: 1 zstd, 2 AEAD (both reserved: refused) |
-//! | 8 | 4 | length of the whole record |
-//! | 12 | 2 | number of sections |
-//! | 14 | 2 | zero |
+//! | 4 | 4 | CRC32C of everything after this field |
+//! | 8 | 2 | format version |
+//! | 10 | 2 | flags: 1 zstd, 2 AEAD (both reserved: refused) |
+//! | 12 | 4 | length of the whole record |
 //! | 16 | 8 | hash of the boot id |
 //! | 24 | 8 | freeze instant, CLOCK_BOOTTIME nanoseconds |
-//! | 32 | 4 | zero |
-//! | 36 | 4 | CRC32C of everything before and after this field |
+//! | 32 | 2 | number of sections |
+//! | 34 | 6 | zero |
 //!
 //! A section is a header of [`SECTION_HEADER_BYTES`], a head, a tail, and zeroes up to a multiple of
 //! 8:
@@ -81,7 +80,7 @@ pub const TEST_NEXT_TAG: u16 = 0xfffe;
 
 const MAGIC: [u8; 4] = *b"ZDTS";
 const SECTION_ALIGN: usize = 8;
-const CRC_OFFSET: usize = 36;
+const CRC_OFFSET: usize = 4;
 const FLAG_OPTIONAL: u16 = 1;
 
 /// When a connection was frozen, as the envelope tells it.
@@ -108,8 +107,7 @@ pub fn boot_hash(boot_id: [u8; 16]) -> u64 {
     (id as u64) ^ ((id >> 64) as u64).rotate_left(32)
 }
 
-/// CRC32C of a record without the field that holds it.
+/// CRC32C of what follows the field that holds it.
 fn checksum(record: &[u8]) -> u32 {
-    let before = crc32c::crc32c(&record[..CRC_OFFSET]);
-    crc32c::crc32c_append(before, &record[CRC_OFFSET + 4..])
+    crate::sys::crc32c::crc32c(&record[CRC_OFFSET + 4..])
 }

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod crc32c;
 pub mod kernel;
 pub mod process;
 pub mod socket;
