@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         // RFC 3720, appendix B.4.
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-        let bytes: Vec<u8> = (0..5000u32).map(|index| (index * index >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..5000u32).map(|index| ((index * index) >> 3) as u8).collect();
         for len in (0..1400).chain([2048, 4095, 4096, 4097, 4997]) {
             for start in [0, 1, 3] {
                 let part = &bytes[start..start + len];
