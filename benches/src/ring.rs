@@ -21,7 +21,8 @@ const RECORD_BYTES: usize = 512;
 const POOL_BYTES: usize = 4 << 20;
 const PAIRS: usize = 11;
 const SLICE: Duration = Duration::from_millis(250);
-const PUBLISH_EVERY: u32 = 16;
+/// Published in batches: a consumer that sees every record at once fights for its cache lines.
+const PUBLISH_EVERY: u32 = 64;
 const CHILD: &str = "ZDT_BENCH_RING_CHILD";
 
 const KIND_DATA: u32 = 0;
@@ -111,7 +112,7 @@ fn through_ring(
     let mut records = 0u64;
     let mut place = 0;
     loop {
-        for _ in 0..256 / PUBLISH_EVERY {
+        for _ in 0..1024 / PUBLISH_EVERY {
             for _ in 0..PUBLISH_EVERY {
                 push(producer, &pool[place..place + RECORD_BYTES], KIND_DATA, records)?;
                 place = (place + RECORD_BYTES) % POOL_BYTES;
@@ -187,7 +188,7 @@ pub fn run(json: bool) -> Result<()> {
         .context("the bench could not start itself as the second process")?;
     let _peer = Peer(child);
     let mut end = ChannelMemory::map(file.as_fd())?.split(true);
-    let from: Vec<u8> = (0..POOL_BYTES).map(|index| (index * 31 >> 3) as u8).collect();
+    let from: Vec<u8> = (0..POOL_BYTES).map(|index| ((index * 31) >> 3) as u8).collect();
     let mut to = vec![1u8; POOL_BYTES];
     // Once to warm up, and to be sure that the child is there.
     through_ring(&mut end.producer, &mut end.consumer, &from, 0)?;

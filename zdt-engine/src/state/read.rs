@@ -111,27 +111,27 @@ impl<'a> Record<'a> {
         if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
             return Err(StateError::NotARecord);
         }
-        let claimed = u32_at(bytes, 8);
+        let claimed = u32_at(bytes, 12);
         if claimed as usize != bytes.len() || bytes.len() > MAX_RECORD_BYTES {
             let actual = bytes.len() as u64;
             return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });
         }
         // Before the checksum: another format may compute another one.
-        let format = u16_at(bytes, 4);
+        let format = u16_at(bytes, 8);
         if !(FORMAT_READS.oldest..=FORMAT_READS.newest).contains(&format) {
             return Err(StateError::UnknownFormat { format });
         }
-        let flags = u16_at(bytes, 6);
+        let flags = u16_at(bytes, 10);
         if flags != 0 {
             return Err(StateError::UnsupportedFlags { flags });
         }
         if checksum(bytes) != u32_at(bytes, CRC_OFFSET) {
             return Err(StateError::WrongChecksum);
         }
-        let sections = usize::from(u16_at(bytes, 12));
+        let sections = usize::from(u16_at(bytes, 32));
         let freeze = FreezeInstant { boot_hash: u64_at(bytes, 16), boottime_ns: u64_at(bytes, 24) };
         let (envelope, body) = bytes.split_at(ENVELOPE_BYTES);
-        if sections > MAX_SECTIONS || u16_at(envelope, 14) != 0 || u32_at(envelope, 32) != 0 {
+        if sections > MAX_SECTIONS || u16_at(envelope, 34) != 0 || u32_at(envelope, 36) != 0 {
             return Err(StateError::MalformedSection { index: 0 });
         }
         let mut rest = body;

@@ -103,7 +103,7 @@ fn golden_files_are_read_and_written() {
 fn the_next_format_is_told_apart() {
     let mut bytes = golden_record(1);
     let next = FORMAT_READS.newest + 1;
-    bytes[4..6].copy_from_slice(&next.to_le_bytes());
+    bytes[8..10].copy_from_slice(&next.to_le_bytes());
     let refused = Record::parse(&bytes).unwrap_err();
     assert_eq!(refused, StateError::UnknownFormat { format: next });
     let bytes = golden_record(FORMAT_WRITES.newest);
@@ -151,7 +151,7 @@ fn forge(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = golden_record(1);
     change(&mut bytes);
     let len = bytes.len() as u32;
-    bytes[8..12].copy_from_slice(&len.to_le_bytes());
+    bytes[12..16].copy_from_slice(&len.to_le_bytes());
     let sum = checksum(&bytes);
     bytes[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&sum.to_le_bytes());
     bytes
@@ -163,17 +163,17 @@ fn a_right_checksum_is_not_enough() {
     assert_eq!(error(vec![]), StateError::NotARecord);
     assert_eq!(error(forge(|bytes| bytes[0] = b'z')), StateError::NotARecord);
     for flags in [1, 2, 4] {
-        let refused = error(forge(|bytes| bytes[6] = flags));
+        let refused = error(forge(|bytes| bytes[10] = flags));
         assert_eq!(refused, StateError::UnsupportedFlags { flags: u16::from(flags) });
     }
     let malformed = |index| StateError::MalformedSection { index };
-    let sections = u16::from(golden_record(1)[12]);
+    let sections = u16::from(golden_record(1)[32]);
     // One section too many, one too few, reserved bytes.
-    assert_eq!(error(forge(|bytes| bytes[12] += 1)), malformed(usize::from(sections)));
-    assert_eq!(error(forge(|bytes| bytes[12] -= 1)), malformed(usize::from(sections) - 1));
-    assert_eq!(error(forge(|bytes| bytes[13] = 0xff)), malformed(0));
-    assert_eq!(error(forge(|bytes| bytes[14] = 1)), malformed(0));
-    assert_eq!(error(forge(|bytes| bytes[35] = 1)), malformed(0));
+    assert_eq!(error(forge(|bytes| bytes[32] += 1)), malformed(usize::from(sections)));
+    assert_eq!(error(forge(|bytes| bytes[32] -= 1)), malformed(usize::from(sections) - 1));
+    assert_eq!(error(forge(|bytes| bytes[33] = 0xff)), malformed(0));
+    assert_eq!(error(forge(|bytes| bytes[34] = 1)), malformed(0));
+    assert_eq!(error(forge(|bytes| bytes[39] = 1)), malformed(0));
     // The first section: its length, its head's length, unknown flags, reserved bytes.
     assert_eq!(error(forge(|bytes| bytes[ENVELOPE_BYTES + 7] = 0xff)), malformed(0));
     assert_eq!(error(forge(|bytes| bytes[ENVELOPE_BYTES + 8] = 0xff)), malformed(0));
@@ -254,11 +254,10 @@ proptest! {
             let mut bytes = bytes;
             let len = bytes.len() as u32;
             bytes[..4].copy_from_slice(&MAGIC);
-            bytes[4..8].copy_from_slice(&[1, 0, 0, 0]);
-            bytes[8..12].copy_from_slice(&len.to_le_bytes());
-            bytes[12..14].copy_from_slice(&sections.to_le_bytes());
-            bytes[14..16].fill(0);
-            bytes[32..36].fill(0);
+            bytes[8..12].copy_from_slice(&[1, 0, 0, 0]);
+            bytes[12..16].copy_from_slice(&len.to_le_bytes());
+            bytes[32..34].copy_from_slice(&sections.to_le_bytes());
+            bytes[34..40].fill(0);
             let sum = checksum(&bytes);
             bytes[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&sum.to_le_bytes());
             if let Ok(record) = Record::parse(&bytes) {

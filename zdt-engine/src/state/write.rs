@@ -96,11 +96,11 @@ impl<'a> Writer<'a> {
         let record = &mut self.bytes[self.start..];
         let len = record.len() as u32;
         record[0..4].copy_from_slice(&MAGIC);
-        record[4..6].copy_from_slice(&format.to_le_bytes());
-        record[8..12].copy_from_slice(&len.to_le_bytes());
-        record[12..14].copy_from_slice(&self.sections.to_le_bytes());
+        record[8..10].copy_from_slice(&format.to_le_bytes());
+        record[12..16].copy_from_slice(&len.to_le_bytes());
         record[16..24].copy_from_slice(&self.freeze.boot_hash.to_le_bytes());
         record[24..32].copy_from_slice(&self.freeze.boottime_ns.to_le_bytes());
+        record[32..34].copy_from_slice(&self.sections.to_le_bytes());
         let checksum = checksum(record);
         record[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
     }
