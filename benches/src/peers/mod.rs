@@ -11,6 +11,7 @@ pub mod nginx;
 pub mod tungstenite;
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ pub struct TemporaryFile(PathBuf);
 impl TemporaryFile {
     /// A new file, or a new directory without `contents`, in the system's directory for them.
     pub fn new(name: &str, contents: Option<&str>) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +56,7 @@ impl TemporaryFile {
             std::env::temp_dir().join(format!("zdt-load-{}-{number}-{name}", std::process::id()));
         match contents {
             Some(contents) => std::fs::write(&path, contents),
-            None => std::fs::create_dir(&path),
+            None => std::fs::DirBuilder::new().mode(0o700).create(&path),
         }
         .with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
