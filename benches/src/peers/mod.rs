@@ -48,7 +48,6 @@ pub struct TemporaryFile(PathBuf);
 impl TemporaryFile {
     /// A new file, or a new directory without `contents`, in the system's directory for them.
     pub fn new(name: &str, contents: Option<&str>) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         use std::sync::atomic::{AtomicU32, Ordering};
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
