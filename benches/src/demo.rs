@@ -74,8 +74,15 @@ impl Controller for Schedule {
         match self.running.as_ref().map(Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => return true,
             Some(Ok(result)) => {
-                if let Err(error) = &result {
-                    eprintln!("# reload {}: {error:#}", self.begun);
+                match &result {
+                    Ok((verdict, _)) if verdict.drained_connections > 0 => {
+                        eprintln!(
+                            "# reload {} left behind: {:?}",
+                            self.begun, verdict.drain_reasons
+                        );
+                    }
+                    Ok(_) => {}
+                    Err(error) => eprintln!("# reload {}: {error:#}", self.begun),
                 }
                 self.results.push(result);
                 self.running = None;

@@ -2,6 +2,7 @@
 //!
 //! Must not know: anything of zdt but its command line, its verdict and its processes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -78,6 +79,8 @@ pub struct Verdict {
     pub handoff_ms: Option<f64>,
     /// Blackouts.
     pub blackout_us: Percentiles,
+    /// Why connections stayed behind.
+    pub drain_reasons: BTreeMap<String, u64>,
 }
 
 /// Can reload the engine from any thread.

@@ -96,7 +96,11 @@ pub fn ask(address: SocketAddrV4, request: &[u8]) -> Result<Vec<u8>> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
     let (mut status, mut ended) = (0, false);
     while !ended {
-        let length = stream.read(&mut buffer).context("no answer")?;
+        let length = match stream.read(&mut buffer) {
+            // A ring of this thread may interrupt its system calls.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            length => length.context("no answer")?,
+        };
         if length == 0 {
             bail!("connection closed without a whole answer");
         }

@@ -51,8 +51,15 @@ pub enum Fault {
     ChangeBody,
 }
 
-/// One of so many goes wrong.
-const ONE_OF: u64 = 40;
+impl Fault {
+    /// One of so many chances is taken; there are fewer ticks and pings than messages.
+    fn one_of(self) -> u64 {
+        match self {
+            Self::SkipTick | Self::LosePong => 5,
+            _ => 40,
+        }
+    }
+}
 
 struct Faults {
     fault: Fault,
@@ -63,7 +70,8 @@ struct Faults {
 impl Faults {
     /// Whether this is the moment for `fault`.
     fn strikes(&self, fault: Fault) -> bool {
-        self.fault == fault && self.chances.fetch_add(1, Ordering::Relaxed) % ONE_OF == ONE_OF - 1
+        let last = fault.one_of() - 1;
+        self.fault == fault && self.chances.fetch_add(1, Ordering::Relaxed) % (last + 1) == last
     }
 }
 

@@ -353,14 +353,17 @@ fn connect_all(
     let end = Instant::now() + Duration::from_secs(60);
     let (mut started, total) = (0, traffic.members.len());
     loop {
-        let ready = traffic.members[..started]
-            .iter()
-            .filter(|member| match &member.kind {
-                Kind::WebSocket(client) => client.is_ready(),
-                Kind::Http(_) => true,
-            })
-            .count();
-        if traffic.shared.tally.dropped > 0 {
+        let count = |of: fn(&websocket::Client) -> bool, otherwise: usize| -> usize {
+            let members = traffic.members[..started].iter();
+            members
+                .map(|member| match &member.kind {
+                    Kind::WebSocket(client) => usize::from(of(client)),
+                    Kind::Http(_) => otherwise,
+                })
+                .sum()
+        };
+        let ready = count(websocket::Client::is_ready, 1);
+        if count(websocket::Client::is_refused, 0) > 0 {
             bail!("cannot connect: {:?}", traffic.shared.tally.problems);
         }
         if started == total && ready == total {

@@ -31,7 +31,8 @@ fn traffic(fault: Fault) -> Outcome {
         seed: fault as u64 + 1,
     };
     println!("{fault:?}, seed {}", options.seed);
-    run(address, &options, &mut For(Duration::from_millis(1500), None)).unwrap()
+    run(address, &options, &mut For(Duration::from_millis(1500), None))
+        .unwrap_or_else(|error| panic!("{fault:?}: {error:#}"))
 }
 
 #[test]

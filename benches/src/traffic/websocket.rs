@@ -76,9 +76,14 @@ impl Client {
         }
     }
 
-    /// Whether the handshake is done, or has failed.
+    /// Whether the handshake is done.
     pub fn is_ready(&self) -> bool {
-        self.endpoint.is_some() || self.ended
+        self.endpoint.is_some()
+    }
+
+    /// Whether the connection has ended before the handshake was done.
+    pub fn is_refused(&self) -> bool {
+        self.ended && self.endpoint.is_none()
     }
 
     /// Answers that are awaited.
