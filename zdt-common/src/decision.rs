@@ -22,6 +22,9 @@ pub trait Environment {
     fn random(&mut self) -> u32;
     /// Tries to give the connection to the slot's socket; false if there is none (any more).
     fn select(&mut self, slot: u32) -> bool;
+    /// Calls [`Search::step`] with 0, 1, … until it returns true or `steps` are done. The kernel has a
+    /// helper for this, so that the verifier looks at the body once.
+    fn run(&mut self, search: &mut Search, steps: u32);
 }
 
 /// How an [`Outcome`] came about.
@@ -69,23 +72,70 @@ pub fn steer<E: Environment>(
         }
         None => None,
     };
-    let other = if bank == route.blue() { route.green() } else { route.blue() };
-    // Two passes over two banks of the route and then all of them; banks seen twice cost little, and
-    // only in a case that is rare.
-    let mut step = 0;
-    while step < 2 * (2 + BANKS) {
-        let (unready, place) = (step >= 2 + BANKS, step % (2 + BANKS));
-        let candidate = match place {
-            0 => bank,
-            1 => other,
-            _ => place - 2,
-        };
-        if let Some(taken) = any_of(environment, unready, candidate, max_workers, hash) {
-            return Outcome { tally: Tally::Fallback, slot: Some(taken) };
-        }
-        step += 1;
+    let mut search = Search {
+        bank,
+        other: if bank == route.blue() { route.green() } else { route.blue() },
+        max_workers,
+        // Any start will do that differs from one connection to the next.
+        start: scale(mix(hash), max_workers),
+        found: None,
+    };
+    let steps = search.steps();
+    environment.run(&mut search, steps);
+    match search.found {
+        Some(taken) => Outcome { tally: Tally::Fallback, slot: Some(taken) },
+        None => Outcome { tally: Tally::Dropped, slot: wanted },
     }
-    Outcome { tally: Tally::Dropped, slot: wanted }
+}
+
+/// The search for any slot that takes a connection, one candidate a step: the ready workers of the
+/// bank, of the other bank of the route, of all banks; then in the same order those that merely have a
+/// socket. Some candidates come twice, which costs little in a case that is rare.
+pub struct Search {
+    bank: u32,
+    other: u32,
+    max_workers: u32,
+    start: u32,
+    found: Option<u32>,
+}
+
+impl Search {
+    const PLACES: u32 = 2 + BANKS;
+
+    /// How many steps there are.
+    #[inline(always)]
+    fn steps(&self) -> u32 {
+        2 * Self::PLACES * self.max_workers
+    }
+
+    /// Tries the candidate of one step (0, 1, …); true when the search is over.
+    #[inline(always)]
+    pub fn step<E: Environment>(&mut self, environment: &mut E, step: u32) -> bool {
+        // Never 0; but only this tells the compiler, whose panic the kernel would not take.
+        let max_workers = self.max_workers.max(1);
+        let (round, offset) = (step / max_workers, step % max_workers);
+        let bank = match round % Self::PLACES {
+            0 => self.bank,
+            1 => self.other,
+            place => place - 2,
+        };
+        let sum = self.start + offset;
+        let worker = if sum >= self.max_workers { sum - self.max_workers } else { sum };
+        let bits = if round < Self::PLACES {
+            environment.ready(bank, worker / 64)
+        } else {
+            environment.present(bank, worker / 64)
+        };
+        if bits >> (worker % 64) & 1 == 0 {
+            return false;
+        }
+        let candidate = slot(bank, worker, self.max_workers);
+        let taken = environment.select(candidate);
+        if taken {
+            self.found = Some(candidate);
+        }
+        taken
+    }
 }
 
 /// The bank that a new connection belongs to.
@@ -125,57 +175,21 @@ fn worker_of<E: Environment>(
         1 => return Some(nth_of(&words, 0)),
         _ => {}
     }
-    Some(match policy {
-        Policy::Hash => nth_of(&words, scale(hash, count)),
-        Policy::RoundRobin => nth_of(&words, environment.next_turn() % count),
-        Policy::LeastLoaded => {
-            let first = scale(environment.random(), count);
-            // Any other than the first, each as likely.
-            let step = 1 + scale(environment.random(), count - 1);
-            let sum = first + step;
-            let second = if sum >= count { sum - count } else { sum };
-            let first = nth_of(&words, first);
-            let second = nth_of(&words, second);
-            let load_of_first = environment.load(slot(bank, first, max_workers));
-            let load_of_second = environment.load(slot(bank, second, max_workers));
-            if load_of_second < load_of_first { second } else { first }
-        }
-    })
-}
-
-/// Tries every ready (or merely present) worker of a bank, from a place that the hash decides.
-#[inline(always)]
-fn any_of<E: Environment>(
-    environment: &mut E,
-    unready: bool,
-    bank: u32,
-    max_workers: u32,
-    hash: u32,
-) -> Option<u32> {
-    let mut step = 0;
-    while step < BITMAP_WORDS as u32 {
-        let word = (hash.wrapping_add(step)) % BITMAP_WORDS as u32;
-        step += 1;
-        let bits =
-            if unready { environment.present(bank, word) } else { environment.ready(bank, word) };
-        if bits == 0 {
-            continue;
-        }
-        let turn = (hash >> 16) % 64;
-        let mut offset = 0;
-        while offset < 64 {
-            let bit = (turn + offset) % 64;
-            offset += 1;
-            if bits >> bit & 1 == 0 {
-                continue;
-            }
-            let candidate = slot(bank, word * 64 + bit, max_workers);
-            if environment.select(candidate) {
-                return Some(candidate);
-            }
-        }
+    let draw = match policy {
+        Policy::Hash => scale(hash, count),
+        Policy::RoundRobin => environment.next_turn() % count,
+        Policy::LeastLoaded => scale(environment.random(), count),
+    };
+    let first = nth_of(&words, draw);
+    if policy != Policy::LeastLoaded {
+        return Some(first);
     }
-    None
+    // Any other than the first, each as likely.
+    let sum = draw + 1 + scale(environment.random(), count - 1);
+    let second = nth_of(&words, if sum >= count { sum - count } else { sum });
+    let load_of_first = environment.load(slot(bank, first, max_workers));
+    let load_of_second = environment.load(slot(bank, second, max_workers));
+    Some(if load_of_second < load_of_first { second } else { first })
 }
 
 /// The `n`-th member (from 0) of a bitmap over workers; `n` is below the number of members.

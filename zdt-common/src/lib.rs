@@ -14,7 +14,7 @@
 mod decision;
 mod map;
 
-pub use decision::{Environment, Outcome, Tally, bank_of, nth_bit, steer};
+pub use decision::{Environment, Outcome, Search, Tally, bank_of, nth_bit, steer};
 pub use map::{Counters, Group, Policy, Probe, Route, WorkerBits};
 
 /// Generations that can be steered to at the same time.

@@ -186,10 +186,15 @@ const _: () = assert!(size_of::<Counters>() == 32);
 mod user {
     use super::{Counters, Group, Probe, Route};
 
-    // SAFETY (all four): `bytemuck::Pod` is derived above, which proves that the type has no padding
-    // and is valid for every bit pattern; that is what aya asks for.
+    // What aya asks for, no padding and no invalid bit patterns, `bytemuck::Pod` proves: it is derived
+    // above for each of them.
+
+    // SAFETY: derives `bytemuck::Pod`.
     unsafe impl aya::Pod for Route {}
+    // SAFETY: derives `bytemuck::Pod`.
     unsafe impl aya::Pod for Probe {}
+    // SAFETY: derives `bytemuck::Pod`.
     unsafe impl aya::Pod for Group {}
+    // SAFETY: derives `bytemuck::Pod`.
     unsafe impl aya::Pod for Counters {}
 }

@@ -11,16 +11,17 @@
 #![feature(asm_experimental_arch)]
 
 use core::arch::asm;
+use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use aya_ebpf::macros::{map, sk_reuseport};
 use aya_ebpf::maps::{Array, PerCpuArray, ReusePortSockArray};
 use aya_ebpf::programs::SkReuseportContext;
 use zdt_common::{
     BANKS, BITMAP_WORDS, Counters, Environment, Group, MAX_GROUPS, MAX_WORKERS, Policy, Probe,
-    Route, Tally, group_entries, group_key, steer,
+    Route, Search, Tally, group_entries, group_key, steer,
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -104,6 +105,28 @@ impl Environment for Maps<'_> {
         let key = group_key(self.group, slot, self.max_workers);
         SOCKETS.select_reuseport(self.context, key).is_ok()
     }
+
+    #[inline(always)]
+    fn run(&mut self, search: &mut Search, steps: u32) {
+        let mut both = Searching { maps: self, search };
+        // SAFETY: the callback gets the context that it expects, which outlives the call. The helper
+        // fails only for more steps than there can be.
+        unsafe {
+            bpf_loop(steps, search_step as *mut c_void, ptr::from_mut(&mut both).cast(), 0);
+        }
+    }
+}
+
+struct Searching<'a, 'b, 'c> {
+    maps: &'a mut Maps<'b>,
+    search: &'c mut Search,
+}
+
+/// One step of a search; 1 ends it.
+unsafe extern "C" fn search_step(step: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `Maps::run` passes this very type, and nobody else has it meanwhile.
+    let both = unsafe { &mut *context.cast::<Searching<'_, '_, '_>>() };
+    both.search.step(both.maps, step).into()
 }
 
 #[inline(always)]

@@ -28,3 +28,12 @@ pub mod worker;
 
 pub mod admin;
 pub mod cli;
+
+/// The whole of an application's `main`: the `zdt` command line with the application's own service,
+/// which becomes the default of `serve --service`.
+///
+/// The supervisor starts its workers by executing this very program again, so that the same call
+/// is the entry point of every process. See `examples/adder.rs`.
+pub fn run(name: &str, constructor: fn() -> Box<dyn service::Service>) -> std::process::ExitCode {
+    cli::run_with(service::Services::builtin().with(name, constructor))
+}

@@ -54,7 +54,9 @@
 //!         Ok(())
 //!     }
 //! }
-//! // fn main() -> std::process::ExitCode { zdt_engine::run("adder", || Box::new(Adder)) }
+//! # let _ = || // not run: it would serve
+//! zdt_engine::run("adder", || Box::new(Adder))
+//! # ;
 //! ```
 //!
 //! Must not know: sockets, rings, processes, HTTP versions.

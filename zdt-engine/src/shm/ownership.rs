@@ -27,7 +27,7 @@ use super::memory::SharedMemory;
 #[cfg(test)]
 mod tests;
 
-/// Sequences have 56 bits.
+/// Sequences have 56 bits; they start at 1 and are never used twice.
 pub const MAX_SEQUENCE: u64 = (1 << 56) - 1;
 
 /// The state of an offer.
@@ -155,17 +155,17 @@ impl<W: Words> Table<W> {
             && self.words.swap_if(self.place(sequence), word(sequence, from), word(sequence, to))
     }
 
-    /// Blue: FREE → OFFERED. False if the place is taken, or was used for this sequence or a later
-    /// one: sequences are never used twice.
+    /// Blue: FREE → OFFERED. False if the place is taken, was used for this sequence or a later one,
+    /// or the sequence is 0 or beyond [`MAX_SEQUENCE`].
     pub fn offer(&self, sequence: u64) -> bool {
         if sequence > MAX_SEQUENCE {
             return false;
         }
         let place = self.place(sequence);
         let before = self.words.load(place);
-        let fresh = before == 0 || before >> 8 < sequence;
-        State::from_bits(before & 0xff) == Some(State::Free)
-            && fresh
+        // A zeroed word has sequence 0.
+        before >> 8 < sequence
+            && State::from_bits(before & 0xff) == Some(State::Free)
             && self.words.swap_if(place, before, word(sequence, State::Offered))
     }
 

@@ -3,13 +3,12 @@
 //! Must not know: who listens, what is spoken.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage,
-    setsockopt, sockopt,
+    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
@@ -99,12 +98,10 @@ fn unknown_peer() -> SocketAddr {
 
 fn to_std(address: &SockaddrStorage) -> io::Result<SocketAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
-        let v4: &SockaddrIn = v4;
-        return Ok(SocketAddr::from((Ipv4Addr::from(v4.ip()), v4.port())));
+        return Ok(SocketAddr::V4((*v4).into()));
     }
     if let Some(v6) = address.as_sockaddr_in6() {
-        let v6: &SockaddrIn6 = v6;
-        return Ok(SocketAddr::from((Ipv6Addr::from(v6.ip()), v6.port())));
+        return Ok(SocketAddr::V6((*v6).into()));
     }
     Err(Errno::EAFNOSUPPORT.into())
 }

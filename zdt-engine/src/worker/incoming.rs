@@ -13,6 +13,7 @@ use crate::sys;
 
 use super::Worker;
 use super::entry::Moving;
+use super::outgoing::HandoffJob;
 use super::record;
 use super::tokens::Token;
 
@@ -90,6 +91,10 @@ impl Worker {
     pub(super) fn on_channel_failure(&mut self, index: usize, reason: String) {
         let Some(channel) = self.channels.get(index) else { return };
         let (reload, number) = (channel.info.reload, channel.info.channel);
+        // After a commit the end that is told first closes first.
+        if channel.open_offers() == 0 && self.job.as_ref().is_none_or(HandoffJob::is_over) {
+            return tracing::debug!(reload, channel = number, "channel closed: {reason}");
+        }
         tracing::warn!(reload, channel = number, "channel closed: {reason}");
         self.tell(&FromWorker::ChannelFailed { reload, channel: number, reason });
     }

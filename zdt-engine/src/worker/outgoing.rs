@@ -64,6 +64,11 @@ impl HandoffJob {
         }
     }
 
+    /// True once the supervisor has been told that nothing is left.
+    pub fn is_over(&self) -> bool {
+        self.reported
+    }
+
     /// A connection that was accepted while the handoff runs.
     pub fn add_newcomer(&mut self, key: usize) {
         if !self.cancelled {

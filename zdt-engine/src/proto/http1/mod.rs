@@ -218,11 +218,15 @@ impl Http1 {
     ) -> Result<Option<Event<'b>>, Error> {
         let result = self.advance(input, limits);
         if result.is_err() {
-            if self.outgoing == Outgoing::Idle {
-                // Refused before it was a request: an answer is owed all the same.
-                self.outgoing = Outgoing::Pending;
-                self.flags =
-                    Flags { close_requested: self.flags.close_requested, ..Flags::default() };
+            match self.outgoing {
+                Outgoing::Idle => {
+                    // Refused before it was a request: an answer is owed all the same.
+                    self.outgoing = Outgoing::Pending;
+                    self.flags =
+                        Flags { close_requested: self.flags.close_requested, ..Flags::default() };
+                }
+                Outgoing::Finished { .. } => self.outgoing = Outgoing::Idle,
+                _ => {}
             }
             self.incoming = Incoming::Closed;
             self.flags.keep_alive = false;

@@ -287,6 +287,8 @@ impl Http1State {
         let contradicts = !is_possible
             || (in_chunked && self.http10)
             || (self.continue_awaited && self.http10)
+            // An answer to a client that waits is the last one.
+            || (self.continue_awaited && self.keep_alive && self.response != Response::Pending)
             || (self.upgrade && self.http10)
             || (self.request == Request::Closed && self.keep_alive);
         if contradicts { Err(RestoreError::Contradiction) } else { Ok(()) }

@@ -46,11 +46,6 @@ impl WebSocket {
         let body = out.len();
         self.deflate.get_or_insert_default().compress(params, payload, out);
         let compressed_bytes = out.len() - body;
-        if params.server_no_context_takeover && compressed_bytes >= payload.len() {
-            // The client's window stays empty anyway, so the plain form may go instead.
-            out.truncate(start);
-            return frame::write(out, frame::FIN | opcode, payload);
-        }
         let (header, header_bytes) = frame::server_header(first, compressed_bytes);
         if header_bytes > guessed_bytes {
             out.resize(out.len() + header_bytes - guessed_bytes, 0);

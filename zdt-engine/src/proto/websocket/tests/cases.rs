@@ -293,9 +293,7 @@ fn writing_compressed() {
                     } else if payload[0] == payload[length / 2] && length > 100 {
                         assert!(out.len() < 6 + 4 + length / 4, "{length}: {}", out.len());
                     }
-                    if params.server_no_context_takeover {
-                        assert!(out.len() <= 6 + 10 + length);
-                    }
+                    assert!(out.len() <= 6 + 10 + 8 + length + length / 256);
                 }
             }
             if round == 1 {

@@ -2,4 +2,8 @@
 //! machine after every byte.
 
 mod cases;
+mod moved;
+mod negotiation;
 mod peer;
+mod records;
+mod traffic;

@@ -199,7 +199,7 @@ impl ServerReader {
     fn inflate(&mut self, payload: &[u8]) -> Vec<u8> {
         let params = self.params.expect("compressed without negotiation");
         let compressed = [payload, &[0, 0, 0xff, 0xff]].concat();
-        let mut out = vec![0; 4 << 20];
+        let mut out = vec![0; 256 << 10];
         let (read, before) = (self.inflate.total_in(), self.inflate.total_out());
         self.inflate.decompress(&compressed, &mut out, InflateFlush::SyncFlush).expect("inflate");
         assert_eq!(self.inflate.total_in() - read, compressed.len() as u64);

@@ -1,0 +1,418 @@
+//! The generator's connections: connect, send, receive, close, on one thread and one io_uring.
+//!
+//! A [`Handler`] is told what happens; it acts through [`Io`]. Output is collected while a batch of
+//! completions is handled and goes out with one send a connection.
+//!
+//! Must not know: protocols, what is measured.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt,
+    shutdown, socket, sockopt,
+};
+
+use crate::uring::{Buffers, Completion, OWNED_SEND, Socket, Uring};
+
+const CONNECT: u8 = 1;
+const RECEIVE: u8 = 2;
+const STATIC_SEND: u8 = 3;
+const IGNORED: u8 = 4;
+
+/// Names a connection; never names a later one by mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    index: u32,
+    generation: u32,
+}
+
+impl ConnId {
+    /// Small dense number, used again after the connection is gone.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It could not be made: errno.
+    NotConnected(i32),
+    /// The peer has finished sending.
+    Fin,
+    /// Error on it: errno.
+    Error(i32),
+}
+
+/// How a connection is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ConnectOptions {
+    /// Address to connect from.
+    pub source: Option<Ipv4Addr>,
+    /// Receive only when [`Io::receive`] asks for it, at most so many bytes: a slow reader.
+    pub paced_bytes: Option<u32>,
+    /// Size of the socket's receive buffer.
+    pub receive_buffer: Option<usize>,
+}
+
+/// What happens on connections.
+pub trait Handler {
+    /// The connection is there.
+    fn on_connected(&mut self, io: &mut Io, id: ConnId);
+    /// Bytes have arrived.
+    fn on_data(&mut self, io: &mut Io, id: ConnId, data: &[u8]);
+    /// Nothing more will arrive. The handler closes the connection.
+    fn on_end(&mut self, io: &mut Io, id: ConnId, end: End);
+    /// All that was sent is with the kernel.
+    fn on_sent(&mut self, _io: &mut Io, _id: ConnId) {}
+}
+
+#[derive(Default)]
+struct Slot {
+    fd: Option<OwnedFd>,
+    generation: u32,
+    operations: u32,
+    sending: bool,
+    dirty: bool,
+    closing: bool,
+    receiving: bool,
+    paced_bytes: Option<u32>,
+    pending: Vec<u8>,
+}
+
+/// Actions on connections.
+pub struct Io {
+    uring: Uring,
+    address: &'static libc::sockaddr_in,
+    slots: Vec<Slot>,
+    free: VecDeque<u32>,
+    dirty: Vec<u32>,
+    open: usize,
+}
+
+/// A loop over the connections to one address.
+pub struct Client {
+    /// For actions between turns.
+    pub io: Io,
+    buffers: Buffers,
+    completions: Vec<Completion>,
+}
+
+fn token(kind: u8, index: u32) -> u64 {
+    u64::from(kind) << 56 | u64::from(index)
+}
+
+impl Client {
+    /// A loop with `buffer_count` (a power of two) receive buffers.
+    pub fn new(address: SocketAddrV4, buffer_count: u16, buffer_bytes: usize) -> io::Result<Self> {
+        let (uring, buffers) = Uring::new(4096, buffer_count, buffer_bytes)?;
+        // One a client, for the life of the process: the kernel reads it when it connects.
+        let address = Box::leak(Box::new(libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: address.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+            sin_zero: [0; 8],
+        }));
+        let io = Io {
+            uring,
+            address,
+            slots: Vec::new(),
+            free: VecDeque::new(),
+            dirty: Vec::new(),
+            open: 0,
+        };
+        Ok(Self { io, buffers, completions: Vec::new() })
+    }
+
+    /// Sends what is queued, waits for something to happen, at most for `timeout`, and handles it.
+    pub fn turn<H: Handler>(&mut self, handler: &mut H, timeout: Duration) -> io::Result<()> {
+        self.io.flush();
+        self.io.uring.enter(Some(timeout))?;
+        self.io.uring.drain(&mut self.completions);
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            self.handle(handler, completion);
+        }
+        self.completions = completions;
+        self.buffers.publish();
+        Ok(())
+    }
+
+    /// Closes everything and waits until the kernel is done with it, for a second at most.
+    pub fn close_all(&mut self) -> io::Result<()> {
+        for index in 0..self.io.slots.len() {
+            if self.io.slots[index].fd.is_some() {
+                let generation = self.io.slots[index].generation;
+                self.io.abort(ConnId { index: index as u32, generation });
+            }
+        }
+        let mut nobody = Nobody;
+        for _ in 0..1000 {
+            if self.io.open == 0 {
+                break;
+            }
+            self.turn(&mut nobody, Duration::from_millis(1))?;
+        }
+        Ok(())
+    }
+
+    fn handle<H: Handler>(&mut self, handler: &mut H, completion: Completion) {
+        let index = completion.user_data as u32;
+        let kind = (completion.user_data >> 56) as u8;
+        let io = &mut self.io;
+        if kind == IGNORED {
+            return;
+        }
+        let Some(slot) = io.slots.get_mut(index as usize) else { return };
+        let id = ConnId { index, generation: slot.generation };
+        if !completion.more() {
+            slot.operations -= 1;
+        }
+        let closing = slot.closing;
+        match kind {
+            CONNECT if closing => {}
+            CONNECT if completion.result < 0 => {
+                handler.on_end(io, id, End::NotConnected(-completion.result));
+            }
+            CONNECT => {
+                io.receive(id);
+                handler.on_connected(io, id);
+            }
+            RECEIVE => {
+                if !completion.more() {
+                    slot.receiving = false;
+                }
+                if let Some(buffer) = completion.buffer() {
+                    if completion.result > 0 && !closing {
+                        let data = self.buffers.bytes(buffer, completion.result as usize);
+                        handler.on_data(io, id, data);
+                    }
+                    self.buffers.give(buffer);
+                }
+                let alive = io.is_open(id);
+                if alive && completion.result <= 0 && completion.result != -libc::ENOBUFS {
+                    let end = match completion.result {
+                        0 => End::Fin,
+                        error => End::Error(-error),
+                    };
+                    handler.on_end(io, id, end);
+                } else if alive
+                    && !completion.more()
+                    && io.slots[index as usize].paced_bytes.is_none()
+                {
+                    self.buffers.publish();
+                    io.receive(id);
+                }
+            }
+            OWNED_SEND | STATIC_SEND => {
+                slot.sending = false;
+                if kind == OWNED_SEND {
+                    while let Some((key, mut bytes)) = io.uring.take_returned() {
+                        bytes.clear();
+                        let slot = &mut io.slots[key as usize];
+                        if slot.pending.capacity() == 0 && bytes.capacity() <= 1 << 20 {
+                            slot.pending = bytes;
+                        }
+                    }
+                }
+                let slot = &mut io.slots[index as usize];
+                if !closing && completion.result < 0 {
+                    // The receive reports the error, too, unless it was ended already.
+                    if !slot.receiving {
+                        handler.on_end(io, id, End::Error(-completion.result));
+                    }
+                } else if !closing {
+                    if slot.pending.is_empty() {
+                        handler.on_sent(io, id);
+                    } else {
+                        io.mark_dirty(index);
+                    }
+                }
+            }
+            _ => {}
+        }
+        io.release_if_done(index);
+    }
+}
+
+struct Nobody;
+
+impl Handler for Nobody {
+    fn on_connected(&mut self, io: &mut Io, id: ConnId) {
+        io.abort(id);
+    }
+    fn on_data(&mut self, _: &mut Io, _: ConnId, _: &[u8]) {}
+    fn on_end(&mut self, io: &mut Io, id: ConnId, _: End) {
+        io.abort(id);
+    }
+}
+
+impl Io {
+    /// Starts to connect.
+    pub fn connect(&mut self, options: ConnectOptions) -> io::Result<ConnId> {
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::Tcp,
+        )?;
+        setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+        if let Some(bytes) = options.receive_buffer {
+            setsockopt(&fd, sockopt::RcvBuf, &bytes)?;
+        }
+        if let Some(source) = options.source {
+            setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
+            bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+        }
+        let index = self.free.pop_front().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.operations = 1;
+        slot.paced_bytes = options.paced_bytes;
+        self.uring.connect(fd.as_raw_fd(), self.address, token(CONNECT, index));
+        slot.fd = Some(fd);
+        self.open += 1;
+        Ok(ConnId { index, generation: slot.generation })
+    }
+
+    /// Connections that exist, those that are being made or closed included.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Whether the connection exists and is not being closed.
+    pub fn is_open(&self, id: ConnId) -> bool {
+        self.slots.get(id.index()).is_some_and(|slot| {
+            slot.generation == id.generation && slot.fd.is_some() && !slot.closing
+        })
+    }
+
+    /// Whether a send is in flight.
+    pub fn is_sending(&self, id: ConnId) -> bool {
+        self.slots[id.index()].sending
+    }
+
+    /// Queues bytes.
+    pub fn send(&mut self, id: ConnId, bytes: &[u8]) {
+        if self.is_open(id) && !bytes.is_empty() {
+            self.slots[id.index()].pending.extend_from_slice(bytes);
+            if !self.slots[id.index()].sending {
+                self.mark_dirty(id.index);
+            }
+        }
+    }
+
+    /// Sends bytes that live for ever, at once. Nothing may be in flight or queued.
+    pub fn send_static(&mut self, id: ConnId, bytes: &'static [u8]) {
+        let slot = &mut self.slots[id.index()];
+        assert!(!slot.sending && slot.pending.is_empty());
+        if let (Some(fd), false) = (&slot.fd, slot.closing) {
+            slot.sending = true;
+            slot.operations += 1;
+            let socket = Socket::Plain(fd.as_raw_fd());
+            self.uring.send_static(socket, bytes, token(STATIC_SEND, id.index));
+        }
+    }
+
+    /// Arms the receive; of use for paced connections only.
+    pub fn receive(&mut self, id: ConnId) {
+        let slot = &mut self.slots[id.index()];
+        if let (Some(fd), false, false) = (&slot.fd, slot.closing, slot.receiving) {
+            slot.receiving = true;
+            slot.operations += 1;
+            let socket = Socket::Plain(fd.as_raw_fd());
+            let user_data = token(RECEIVE, id.index);
+            match slot.paced_bytes {
+                None => self.uring.receive_multishot(socket, user_data),
+                Some(limit) => self.uring.receive_once(socket, limit, user_data),
+            }
+        }
+    }
+
+    /// Ends the connection with a FIN; what is queued and not yet sent is lost.
+    pub fn close(&mut self, id: ConnId) {
+        if let Some(fd) = self.start_closing(id) {
+            // Ends the operations in flight. Fails if the peer has already reset it.
+            let _ = shutdown(fd, Shutdown::Both);
+        }
+        self.release_if_done(id.index);
+    }
+
+    /// Ends the connection with a reset, which leaves no TIME_WAIT behind.
+    pub fn abort(&mut self, id: ConnId) {
+        if self.start_closing(id).is_some() {
+            let slot = &self.slots[id.index()];
+            if let Some(fd) = &slot.fd {
+                let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                let _ = setsockopt(fd, sockopt::Linger, &linger);
+            }
+            let cancelled = token(IGNORED, 0);
+            for kind in [RECEIVE, STATIC_SEND, OWNED_SEND, CONNECT] {
+                if slot.operations > 0 {
+                    self.uring.cancel(token(kind, id.index), cancelled);
+                }
+            }
+        }
+        self.release_if_done(id.index);
+    }
+
+    /// Tells the peer that nothing more will be sent.
+    pub fn finish_sending(&mut self, id: ConnId) {
+        if let Some(Slot { fd: Some(fd), .. }) = self.slots.get(id.index()) {
+            let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
+        }
+    }
+
+    fn start_closing(&mut self, id: ConnId) -> Option<i32> {
+        if !self.is_open(id) {
+            return None;
+        }
+        let slot = &mut self.slots[id.index()];
+        slot.closing = true;
+        slot.pending = Vec::new();
+        slot.fd.as_ref().map(|fd| fd.as_raw_fd())
+    }
+
+    fn mark_dirty(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    fn flush(&mut self) {
+        for index in std::mem::take(&mut self.dirty) {
+            let slot = &mut self.slots[index as usize];
+            slot.dirty = false;
+            if slot.sending || slot.closing || slot.pending.is_empty() {
+                continue;
+            }
+            if let Some(fd) = &slot.fd {
+                slot.sending = true;
+                slot.operations += 1;
+                let bytes = std::mem::take(&mut slot.pending);
+                self.uring.send_owned(Socket::Plain(fd.as_raw_fd()), bytes, index);
+            }
+        }
+    }
+
+    fn release_if_done(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if slot.closing && slot.operations == 0 && slot.fd.is_some() {
+            slot.fd = None;
+            slot.closing = false;
+            slot.receiving = false;
+            slot.sending = false;
+            slot.generation = slot.generation.wrapping_add(1);
+            self.open -= 1;
+            self.free.push_back(index);
+        }
+    }
+}
