@@ -75,6 +75,7 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
     let predecessor = adopt::find(&run_dir, store::load(&run_dir.state_file())).await;
     let setup = Setup { settings, sources, executable_path, run_dir, links, readiness };
     let core = match predecessor {
+        Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup)?,
         Some(predecessor) => takeover::take_over(predecessor, setup).map_err(other)?,
         None => fresh(setup)?,
     };

@@ -77,13 +77,34 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
                 .filter(|(_, channel)| channel.reload == reload.id)
                 .map(|(worker, channel)| (worker, channel.channel))
                 .collect();
-            core.take_up_reload(reload, ends)?;
+            core.take_up_reload(reload, ends);
         }
         None => core.refill(),
     }
     core.warn_of_differences();
     core.dirty = true;
     Ok(core)
+}
+
+/// Ends what an earlier supervisor had begun to start and nobody has ever been served by; true if
+/// that is all there was.
+pub(super) fn discard_unborn(predecessor: &Predecessor) -> bool {
+    let Some(state) = &predecessor.state else { return false };
+    let unborn = state.current.is_none()
+        && state.reload.as_ref().is_none_or(|reload| reload.mark == Mark::Preparing);
+    if unborn {
+        tracing::warn!("the earlier supervisor died before it served; starting afresh");
+        let workers = state.generations.iter().flat_map(|generation| &generation.workers);
+        for worker in workers {
+            // Its control socket was there a moment ago, so the number is still its own.
+            if predecessor.survivors.iter().any(|survivor| survivor.id == worker.id)
+                && let Ok(process) = Process::adopt(worker.pid)
+            {
+                process.kill();
+            }
+        }
+    }
+    unborn
 }
 
 /// The scoreboard's descriptor comes after those of the listeners.
@@ -338,7 +359,9 @@ impl Core {
             // Its end leads to a successor, as that of any worker.
             self.end_now(id);
         }
+        let bank = self.serving().map_or(0, |of| of.bank);
         for index in self.vacant_places(current) {
+            self.set_ready(bank * self.max_workers + index, false);
             self.fill_place(current, index);
         }
     }
@@ -356,11 +379,7 @@ impl Core {
         }
     }
 
-    fn take_up_reload(
-        &mut self,
-        reload: &store::Reload,
-        ends: BTreeSet<(WorkerId, u32)>,
-    ) -> Result<(), String> {
+    fn take_up_reload(&mut self, reload: &store::Reload, ends: BTreeSet<(WorkerId, u32)>) {
         let alive: BTreeSet<WorkerId> = self
             .workers
             .iter()
@@ -388,11 +407,8 @@ impl Core {
         );
         let Decision::Resume(at) = decision else {
             self.discard_green(reload.green);
-            if reload.blue.is_none() {
-                return Err("the earlier supervisor died before it served; start again".to_owned());
-            }
             self.refill();
-            return Ok(());
+            return;
         };
         let side = |workers: &[WorkerId]| -> Vec<(WorkerId, Hello)> {
             workers
@@ -426,7 +442,6 @@ impl Core {
             last_progress: None,
         });
         self.pending_actions.extend(actions);
-        Ok(())
     }
 
     fn warn_of_differences(&self) {
