@@ -69,7 +69,7 @@ fn print(status: &Status) {
             let Some(worker) = status.worker_stats.get(id) else { continue };
             println!(
                 "  worker {id}: process {}, {}, {} connections, {} requests, {} messages, {:.1} MB{}",
-                worker.pid,
+                worker.figures.pid,
                 worker.state,
                 worker.figures.connections,
                 worker.figures.requests,

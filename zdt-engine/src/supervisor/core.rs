@@ -74,6 +74,16 @@ pub(super) struct Core {
     pub finished: Option<Result<(), String>>,
 }
 
+/// What a supervisor has before it knows whether it had a predecessor.
+pub(super) struct Setup {
+    pub settings: Settings,
+    pub sources: Sources,
+    pub executable_path: PathBuf,
+    pub run_dir: RunDir,
+    pub links: mpsc::Sender<(WorkerId, LinkEvent)>,
+    pub readiness: watch::Sender<Readiness>,
+}
+
 /// What the loop listens to.
 pub(super) struct Inputs {
     pub links: mpsc::Receiver<(WorkerId, LinkEvent)>,
@@ -82,6 +92,43 @@ pub(super) struct Inputs {
 }
 
 impl Core {
+    /// A supervisor without workers.
+    pub fn new(setup: Setup, steer: Steer, scoreboard: Board, max_workers: u32) -> Core {
+        let Setup { settings, sources, executable_path, run_dir, links, readiness } = setup;
+        Core {
+            settings,
+            sources,
+            executable_path,
+            run_dir,
+            steer,
+            max_workers,
+            scoreboard,
+            listeners: Listeners::default(),
+            generations: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            current: None,
+            last_generation: 0,
+            next_worker: 1,
+            next_reload: 0,
+            reload: None,
+            queued: None,
+            guard: RespawnGuard::default(),
+            respawns: Vec::new(),
+            proving: Proving::default(),
+            status_requests: StatusRequests::default(),
+            stopping: None,
+            totals: Totals::default(),
+            last_verdict: None,
+            started: Instant::now(),
+            readiness,
+            links,
+            machine_events: VecDeque::new(),
+            pending_actions: VecDeque::new(),
+            dirty: false,
+            finished: None,
+        }
+    }
+
     /// Runs until the supervisor has stopped.
     pub async fn run(mut self, mut inputs: Inputs) -> Result<(), String> {
         loop {

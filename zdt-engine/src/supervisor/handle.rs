@@ -38,7 +38,7 @@ pub enum Request {
 
 /// A reply on the control socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// A reload goes on.
     Progress(Progress),
@@ -151,8 +151,6 @@ pub struct BufferingComponent {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WorkerStats {
-    /// Its process.
-    pub pid: u32,
     /// Its generation.
     pub generation: u32,
     /// Its index there.

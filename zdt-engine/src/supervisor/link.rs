@@ -95,7 +95,7 @@ impl Link {
     deprecated,
     reason = "its replacement is unsafe, for types whose descriptor may change; an OwnedFd's cannot"
 )]
-fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, interest)
 }
 
@@ -165,7 +165,7 @@ async fn watch(
 }
 
 /// One message; `None` at the end of the connection.
-fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<LinkEvent>> {
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<LinkEvent>> {
     let mut fds = Vec::new();
     let received = fdpass::receive(socket, buffer, &mut fds)?;
     if received.bytes == 0 {

@@ -27,6 +27,8 @@ mod statuses;
 mod steer;
 mod stopping;
 mod store;
+mod succession;
+mod takeover;
 mod workers;
 
 pub use handle::Handle;

@@ -47,7 +47,10 @@ impl Executable {
     /// # Errors
     /// If the process may not be looked at.
     pub fn of_process(pid: u32) -> Result<Executable, String> {
-        Self::open(&PathBuf::from(format!("/proc/{pid}/exe")))
+        let link = PathBuf::from(format!("/proc/{pid}/exe"));
+        let executable = Self::open(&link)?;
+        let path = std::fs::read_link(&link).unwrap_or(link);
+        Ok(Executable { path, ..executable })
     }
 
     /// Where it was opened.

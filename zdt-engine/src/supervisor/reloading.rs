@@ -172,8 +172,8 @@ impl Core {
 
     /// Begins a reload, or the first start, with these settings.
     pub fn begin(&mut self, settings: Settings, wanted: &QueuedReload) -> Result<(), String> {
-        let path = settings.executable.clone().unwrap_or_else(|| self.executable_path.clone());
-        let executable = Executable::open(&path)?;
+        let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
+        let executable = Executable::open(path)?;
         let user = find_user(&settings.user)?;
         let number = self.last_generation + 1;
         let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
@@ -301,7 +301,17 @@ impl Core {
                     self.fail_reload(message);
                 }
             }
-            Action::Send(worker, message) => self.send(worker, &message),
+            Action::Send(worker, message) => {
+                if let ToWorker::Commit { drain_ms: Some(drain_ms), .. } = message
+                    && let Some(worker) = self.workers.get_mut(&worker)
+                {
+                    // It may be gone before the verdict is.
+                    worker.phase = WorkerPhase::Draining;
+                    let at = Instant::now() + Duration::from_millis(drain_ms) + DRAIN_GRACE;
+                    worker.kill_at = Some(at);
+                }
+                self.send(worker, &message);
+            }
             Action::Kill(worker) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.phase = WorkerPhase::Ending;
@@ -663,7 +673,7 @@ impl Core {
         (0..count).map(|index| generation.bank * self.max_workers + index).collect()
     }
 
-    fn vacant_places(&self, number: u32) -> Vec<u32> {
+    pub fn vacant_places(&self, number: u32) -> Vec<u32> {
         let Some(generation) = self.generations.get(&number) else { return Vec::new() };
         let scheduled =
             |index: u32| self.respawns.iter().any(|&(_, of, at)| (of, at) == (number, index));
@@ -677,7 +687,7 @@ impl Core {
     }
 
     /// A generation gets nothing new any more, for good.
-    fn retire_slots(&mut self, number: Option<u32>) {
+    pub fn retire_slots(&mut self, number: Option<u32>) {
         let Some(number) = number else { return };
         for slot in self.slots_of(number) {
             self.clear_slot(slot);
@@ -797,10 +807,8 @@ impl Core {
         let workers: Vec<WorkerId> = generation.workers().collect();
         for id in workers {
             let Some(worker) = self.workers.get_mut(&id) else { continue };
-            if worker.phase == WorkerPhase::Serving {
-                worker.phase = WorkerPhase::Draining;
-                worker.kill_at = Some(now + drain + DRAIN_GRACE);
-            } else if worker.phase != WorkerPhase::Ending {
+            if !matches!(worker.phase, WorkerPhase::Draining | WorkerPhase::Ending) {
+                // It never took part, and holds nothing.
                 worker.phase = WorkerPhase::Ending;
                 worker.process.kill();
             }
@@ -808,7 +816,7 @@ impl Core {
     }
 
     /// Green had nothing; it is as if it had never been.
-    fn discard_green(&mut self, number: u32) {
+    pub fn discard_green(&mut self, number: u32) {
         for slot in self.slots_of(number) {
             self.clear_slot(slot);
         }

@@ -197,6 +197,8 @@ impl RunDir {
         }
         remove_if_there(&self.state_file());
         remove_if_there(&control_socket(&self.path));
+        // Where the steering maps were pinned, if they were pinned here; still mounted, it stays.
+        let _ = fs::remove_dir(self.path.join("bpf"));
     }
 }
 

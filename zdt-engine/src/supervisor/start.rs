@@ -2,20 +2,18 @@
 //!
 //! Must not know: what the loop does.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 
-use super::core::{Core, Inputs};
+use super::core::{Core, Inputs, Setup};
 use super::handle::{Handle, Readiness};
-use super::listeners::Listeners;
 use super::reloading::QueuedReload;
 use super::rundir::{self, RunDir, RunDirError};
 use super::scoreboard::Board;
 use super::signals::Signals;
 use super::steer::Steer;
-use super::{adopt, control_socket, process, store};
+use super::{adopt, control_socket, process, store, takeover};
 use crate::config::{ConfigError, MAX_WORKERS, Settings, Sources};
 use crate::{admin, sys};
 
@@ -75,19 +73,11 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
     let (commands, command_events) = mpsc::channel(64);
     let (readiness, readiness_seen) = watch::channel(Readiness::Starting);
     let predecessor = adopt::find(&run_dir, store::load(&run_dir.state_file())).await;
+    let setup = Setup { settings, sources, executable_path, run_dir, links, readiness };
     let core = match predecessor {
-        Some(predecessor) => adopt::take_over(
-            predecessor,
-            settings,
-            sources,
-            executable_path,
-            run_dir,
-            links,
-            readiness,
-        )
-        .await
-        .map_err(other)?,
-        None => fresh(settings, sources, executable_path, run_dir, links, readiness)?,
+        Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup)?,
+        Some(predecessor) => takeover::take_over(predecessor, setup).map_err(other)?,
+        None => fresh(setup)?,
     };
     let control = core
         .run_dir
@@ -108,57 +98,20 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
 }
 
 /// A supervisor with nothing, and the start of its first generation.
-fn fresh(
-    settings: Settings,
-    sources: Sources,
-    executable_path: std::path::PathBuf,
-    run_dir: RunDir,
-    links: mpsc::Sender<(super::WorkerId, super::link::LinkEvent)>,
-    readiness: watch::Sender<Readiness>,
-) -> Result<Core, StartError> {
-    run_dir.clear();
-    Steer::remove_stale(run_dir.path());
+fn fresh(setup: Setup) -> Result<Core, StartError> {
+    let settings = setup.settings.clone();
+    setup.run_dir.clear();
+    Steer::remove_stale(setup.run_dir.path());
     let steer = Steer::load(
         settings.steering,
         settings.policy,
         settings.reuse_port,
         MAX_WORKERS,
-        run_dir.path(),
+        setup.run_dir.path(),
     )
     .map_err(StartError::Other)?;
-    let scoreboard = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
-    let mut core = Core {
-        settings: settings.clone(),
-        sources,
-        executable_path,
-        run_dir,
-        steer,
-        max_workers: MAX_WORKERS,
-        scoreboard,
-        listeners: Listeners::default(),
-        generations: BTreeMap::new(),
-        workers: BTreeMap::new(),
-        current: None,
-        last_generation: 0,
-        next_worker: 1,
-        next_reload: 0,
-        reload: None,
-        queued: None,
-        guard: Default::default(),
-        respawns: Vec::new(),
-        proving: Default::default(),
-        status_requests: Default::default(),
-        stopping: None,
-        totals: Default::default(),
-        last_verdict: None,
-        started: Instant::now(),
-        readiness,
-        links,
-        machine_events: VecDeque::new(),
-        pending_actions: VecDeque::new(),
-        dirty: false,
-        finished: None,
-    };
+    let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
+    let mut core = Core::new(setup, steer, board, MAX_WORKERS);
     let start = QueuedReload { no_rollback: false, waiters: Vec::new(), requested: Instant::now() };
     core.begin(settings, &start).map_err(StartError::Other)?;
     Ok(core)

@@ -124,7 +124,6 @@ impl Core {
                 };
                 let figures = answer.cloned().unwrap_or_else(from_scoreboard);
                 let stats = WorkerStats {
-                    pid,
                     generation: worker.identity.generation,
                     index: worker.identity.index,
                     slot: worker.identity.slot,
@@ -220,7 +219,8 @@ impl Core {
         }
         for (id, worker) in workers.iter().filter(|(_, worker)| worker.state == "serving") {
             if !worker.answers {
-                problems.push(format!("worker {id} (process {}) does not answer", worker.pid));
+                problems
+                    .push(format!("worker {id} (process {}) does not answer", worker.figures.pid));
             }
         }
         problems

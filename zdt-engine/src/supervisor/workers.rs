@@ -3,14 +3,14 @@
 //!
 //! Must not know: in which order a reload proceeds.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::WorkerId;
 use super::core::{Core, EXIT_GRACE};
 use super::generations::{Phase, Worker, WorkerPhase};
 use super::link::{Link, LinkEvent};
-use super::listeners::ListenerId;
+use super::listeners::{ListenerId, Role};
 use super::process::Process;
 use super::reload::{Event, Tally};
 use super::respawn::Answer;
@@ -81,7 +81,7 @@ impl Core {
 
     pub fn on_link(&mut self, worker: WorkerId, event: LinkEvent) {
         match event {
-            LinkEvent::Message(message, _fds) => self.on_message(worker, message),
+            LinkEvent::Message(message, fds) => self.on_message(worker, message, fds),
             LinkEvent::Malformed(reason) => {
                 tracing::error!(worker, reason, "speaks nonsense; ending it");
                 self.end_now(worker);
@@ -90,7 +90,7 @@ impl Core {
         }
     }
 
-    fn on_message(&mut self, worker: WorkerId, message: Box<FromWorker>) {
+    fn on_message(&mut self, worker: WorkerId, message: Box<FromWorker>, fds: Vec<OwnedFd>) {
         tracing::trace!(worker, ?message);
         if !self.workers.contains_key(&worker) {
             return;
@@ -107,9 +107,7 @@ impl Core {
                 tracing::error!(worker, "{message}");
                 self.expect_exit(worker);
             }
-            FromWorker::Adopted(_) => {
-                tracing::warn!(worker, "says that it is adopted, without having been asked");
-            }
+            FromWorker::Adopted(_) => self.on_adopted_late(worker, &message, fds),
             FromWorker::ChannelFailed { .. } => {
                 // If an end has died, that is the news; its pidfd may not have been read yet.
                 self.notice_deaths();
@@ -188,6 +186,11 @@ impl Core {
     /// Gives a restarted worker what its predecessor had.
     pub fn arm_place(&mut self, id: WorkerId) {
         let Some((generation, index)) = self.place_of(id) else { return };
+        if let Err(message) = self.ensure_listeners(generation, index) {
+            tracing::error!(worker = id, "{message}; ending it");
+            self.end_now(id);
+            return;
+        }
         let Some(place) = self
             .generations
             .get(&generation)
@@ -198,6 +201,47 @@ impl Core {
         let (own, foreign) = (place.own.clone(), place.foreign.clone());
         self.listen(id, &own, true);
         self.listen(id, &foreign, false);
+    }
+
+    /// Makes listeners for a place whose own are gone: they died with its worker while there was no
+    /// supervisor to keep duplicates.
+    fn ensure_listeners(&mut self, number: u32, index: u32) -> Result<(), String> {
+        let Some(generation) = self.generations.get_mut(&number) else { return Ok(()) };
+        let workers = generation.places.len();
+        let slot = generation.bank * self.max_workers + index;
+        let Some(place) = generation.places.get_mut(index as usize) else { return Ok(()) };
+        place.own.retain(|id| self.listeners.find(*id).is_some());
+        place.foreign.retain(|id| self.listeners.find(*id).is_some());
+        for &address in &generation.listen {
+            let has = place
+                .own
+                .iter()
+                .filter_map(|id| self.listeners.find(*id))
+                .any(|listener| listener.address == address);
+            if has {
+                continue;
+            }
+            let backlog = self.settings.backlog;
+            if self.steer.is_ebpf() {
+                let role = Role::Own { generation: number, index };
+                let id = self.listeners.create(address, role, true, backlog)?;
+                if let Some(listener) = self.listeners.find(id) {
+                    self.steer
+                        .place(listener, slot)
+                        .map_err(|error| format!("steering of {address}: {error}"))?;
+                }
+                place.own.push(id);
+            } else {
+                let mut sockets = self.listeners.shared(address);
+                if sockets.is_empty() || (self.settings.reuse_port && sockets.len() < workers) {
+                    let reuse = self.settings.reuse_port;
+                    sockets.push(self.listeners.create(address, Role::Shared, reuse, backlog)?);
+                }
+                let shares = super::plan::shared_sockets(sockets.len(), workers);
+                place.own.extend(shares[index as usize].iter().map(|&k| sockets[k]));
+            }
+        }
+        Ok(())
     }
 
     /// Tells a worker to accept from these.

@@ -1,0 +1,475 @@
+//! A new supervisor takes over from a dead one: workers, listeners, steering, numbering, and the
+//! reload that was going on.
+//!
+//! Must not know: how survivors were found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::adopt::{Answer, Predecessor, Survivor};
+use super::core::{Core, Setup};
+use super::generations::{Generation, Phase, Place, Worker, WorkerPhase};
+use super::link::Link;
+use super::listeners::{Listeners, Role};
+use super::process::{Executable, Process, find_user};
+use super::reload::{Machine, Mark, Resume};
+use super::reloading::{ActiveReload, options};
+use super::scoreboard::Board;
+use super::steer::Steer;
+use super::succession::{Decision, Flip, Found, decide};
+use super::{WorkerId, store};
+use crate::config::MAX_WORKERS;
+use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
+
+/// Builds the supervisor from what is left.
+pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, String> {
+    let Predecessor { state, mut survivors } = predecessor;
+    let state = match state {
+        Some(state) => state,
+        None => {
+            tracing::warn!("the state of the earlier supervisor is lost; asking its workers");
+            reconstruct(&survivors)?
+        }
+    };
+    let board =
+        survivors
+            .iter_mut()
+            .find_map(|survivor| take_board(survivor.answer.as_mut()?))
+            .ok_or("no worker answers: wait until one does, or end them with `zdt stop --now`")??;
+    let steer = if state.steering == "ebpf" {
+        Steer::reopen(setup.settings.policy, setup.run_dir.path()).map_err(|error| {
+            format!(
+                "the steering maps of the earlier supervisor cannot be taken over: {error}. Its \
+                 workers serve on; `zdt stop` ends them"
+            )
+        })?
+    } else {
+        Steer::Plain
+    };
+    let count = survivors.len();
+    let mut core = Core::new(setup, steer, board, state.max_workers);
+    core.listeners = Listeners::starting_at(state.next_listener);
+    core.last_generation = state.last_generation;
+    core.next_worker = state.next_worker;
+    core.next_reload = state.next_reload;
+    core.current = state.current;
+    core.adopt_generations(&state, &survivors)?;
+    let mut channels = BTreeMap::new();
+    for survivor in survivors {
+        if let Some(answer) = &survivor.answer {
+            channels.insert(survivor.id, answer.adopted.channels.clone());
+        }
+        core.adopt_worker(&state, survivor)?;
+    }
+    tracing::info!(
+        workers = count,
+        generation = core.current.unwrap_or_default(),
+        "took over from supervisor {}",
+        state.pid
+    );
+    core.settle_generations();
+    match &state.reload {
+        Some(reload) => {
+            let ends = channels
+                .iter()
+                .flat_map(|(&worker, open)| open.iter().map(move |channel| (worker, channel)))
+                .filter(|(_, channel)| channel.reload == reload.id)
+                .map(|(worker, channel)| (worker, channel.channel))
+                .collect();
+            core.take_up_reload(reload, ends);
+        }
+        None => core.refill(),
+    }
+    core.warn_of_differences();
+    core.dirty = true;
+    Ok(core)
+}
+
+/// Ends what an earlier supervisor had begun to start and nobody has ever been served by; true if
+/// that is all there was.
+pub(super) fn discard_unborn(predecessor: &Predecessor) -> bool {
+    let Some(state) = &predecessor.state else { return false };
+    let unborn = state.current.is_none()
+        && state.reload.as_ref().is_none_or(|reload| reload.mark == Mark::Preparing);
+    if unborn {
+        tracing::warn!("the earlier supervisor died before it served; starting afresh");
+        let workers = state.generations.iter().flat_map(|generation| &generation.workers);
+        for worker in workers {
+            // Its control socket was there a moment ago, so the number is still its own.
+            if predecessor.survivors.iter().any(|survivor| survivor.id == worker.id)
+                && let Ok(process) = Process::adopt(worker.pid)
+            {
+                process.kill();
+            }
+        }
+    }
+    unborn
+}
+
+/// The scoreboard's descriptor comes after those of the listeners.
+fn take_board(answer: &mut Answer) -> Option<Result<Board, String>> {
+    let at = answer.adopted.listeners.len();
+    (at < answer.descriptors.len()).then(|| Board::adopt(answer.descriptors.remove(at)))
+}
+
+/// What the state file would have said, as far as workers know it.
+fn reconstruct(survivors: &[Survivor]) -> Result<store::State, String> {
+    let answers: Vec<(WorkerId, &Answer)> = survivors
+        .iter()
+        .filter_map(|survivor| Some((survivor.id, survivor.answer.as_ref()?)))
+        .collect();
+    let ebpf = answers.iter().any(|(_, answer)| answer.adopted.configure.has_load_map);
+    let mut generations: BTreeMap<u32, store::Generation> = BTreeMap::new();
+    let mut listeners: BTreeMap<u64, store::Listener> = BTreeMap::new();
+    let mut current = None;
+    for (id, answer) in &answers {
+        let Adopted { configure, listeners: held, accepting, draining, .. } = &*answer.adopted;
+        let Identity { generation, index, slot, .. } = configure.identity;
+        let of = generations.entry(generation).or_insert_with(|| store::Generation {
+            number: generation,
+            bank: slot / MAX_WORKERS,
+            listen: Vec::new(),
+            size: 0,
+            config: configure.config.clone(),
+            user: None,
+            workers: Vec::new(),
+        });
+        of.size = of.size.max(index + 1);
+        let (pid, hello) = (answer.hello.pid, Some(answer.hello.clone()));
+        of.workers.push(store::Worker { id: *id, index, pid, hello });
+        for info in held.iter().filter(|info| info.own) {
+            if !of.listen.contains(&info.address) {
+                of.listen.push(info.address);
+            }
+            let role = if ebpf { Role::Own { generation, index } } else { Role::Shared };
+            let listener = store::Listener { id: info.id, address: info.address, role };
+            listeners.insert(info.id, listener);
+        }
+        if *accepting && !*draining && held.iter().any(|info| info.own) {
+            current = current.max(Some(generation));
+        }
+    }
+    let last = |numbers: &mut dyn Iterator<Item = u64>| numbers.max().unwrap_or_default();
+    Ok(store::State {
+        version: store::VERSION,
+        boot_id: String::new(),
+        pid: 0,
+        last_generation: generations.keys().copied().max().unwrap_or_default(),
+        next_worker: survivors.iter().map(|survivor| survivor.id).max().unwrap_or_default() + 1,
+        next_listener: last(&mut listeners.keys().copied()) + 1,
+        // Nothing tells how many there were; a number that cannot have been used.
+        next_reload: 1 << 32,
+        steering: if ebpf { "ebpf" } else { "plain" }.to_owned(),
+        max_workers: MAX_WORKERS,
+        current: Some(current.ok_or(
+            "no worker of the earlier supervisor accepts connections, and its state is lost; end \
+             them with `zdt stop`",
+        )?),
+        generations: generations.into_values().collect(),
+        listeners: listeners.into_values().collect(),
+        reload: None,
+    })
+}
+
+impl Core {
+    fn adopt_generations(
+        &mut self,
+        state: &store::State,
+        survivors: &[Survivor],
+    ) -> Result<(), String> {
+        let drain = Duration::from_millis(self.settings.drain_timeout_ms);
+        for saved in &state.generations {
+            let member = saved
+                .workers
+                .iter()
+                .find(|worker| survivors.iter().any(|survivor| survivor.id == worker.id));
+            let serves = state.current == Some(saved.number);
+            let is_green = state.reload.as_ref().is_some_and(|reload| reload.green == saved.number);
+            let executable = match member {
+                Some(worker) => Executable::of_process(worker.pid),
+                None if serves || is_green => Executable::open(&self.program()),
+                None => continue,
+            };
+            let executable = executable
+                .or_else(|_| Executable::open(&self.program()))
+                .map_err(|error| format!("generation {}: {error}", saved.number))?;
+            let user = match saved.user {
+                Some(user) => Some(user),
+                None => find_user(&self.settings.user)?,
+            };
+            let phase = if is_green {
+                Phase::Green
+            } else if serves {
+                Phase::Serving
+            } else {
+                Phase::Draining { until: Instant::now() + drain }
+            };
+            let generation = Generation {
+                number: saved.number,
+                bank: saved.bank,
+                phase,
+                config: saved.config.clone(),
+                executable,
+                user,
+                listen: saved.listen.clone(),
+                places: (0..saved.size).map(|_| Place::default()).collect(),
+                drain_reasons: BTreeMap::new(),
+            };
+            self.generations.insert(saved.number, generation);
+        }
+        Ok(())
+    }
+
+    /// The program for new generations.
+    pub fn program(&self) -> PathBuf {
+        self.settings.executable.clone().unwrap_or_else(|| self.executable_path.clone())
+    }
+
+    fn adopt_worker(&mut self, state: &store::State, survivor: Survivor) -> Result<(), String> {
+        let Survivor { id, socket, answer } = survivor;
+        let saved = state.generations.iter().find_map(|generation| {
+            let worker = generation.workers.iter().find(|worker| worker.id == id)?;
+            Some((generation, worker))
+        });
+        // What it says itself counts; what was written down stands in for one that hangs.
+        let (identity, pid, hello) = match (&answer, saved) {
+            (Some(answer), _) => {
+                let identity = answer.adopted.configure.identity.clone();
+                (identity, answer.hello.pid, Some(answer.hello.clone()))
+            }
+            (None, Some((generation, worker))) => {
+                let slot = generation.bank * self.max_workers + worker.index;
+                let number = generation.number;
+                let identity =
+                    Identity { worker: id, generation: number, index: worker.index, slot };
+                (identity, worker.pid, worker.hello.clone())
+            }
+            (None, None) => {
+                tracing::error!(worker = id, "hangs, and nothing is known of it; left alone");
+                return Ok(());
+            }
+        };
+        let Ok(process) = Process::adopt(pid) else {
+            tracing::info!(worker = id, pid, "has just died");
+            return Ok(());
+        };
+        let link = process
+            .pidfd()
+            .try_clone()
+            .and_then(|pidfd| Link::start(id, socket, pidfd, self.links.clone()))
+            .map_err(|error| format!("cannot watch worker {id}: {error}"))?;
+        let draining = answer.as_ref().is_some_and(|answer| answer.adopted.draining);
+        let drain = Duration::from_millis(self.settings.drain_timeout_ms);
+        let figures = self.scoreboard.figures(identity.slot);
+        let (generation, index) = (identity.generation, identity.index);
+        let worker = Worker {
+            identity,
+            process,
+            link,
+            hello,
+            phase: if draining { WorkerPhase::Draining } else { WorkerPhase::Serving },
+            unanswered_listens: 0,
+            kill_at: draining.then(|| Instant::now() + drain + Duration::from_secs(5)),
+            baseline: (figures.moved_out, figures.adopted_in),
+        };
+        self.workers.insert(id, worker);
+        if let Some(place) = self.place_mut(generation, index) {
+            place.worker = Some(id);
+        } else {
+            tracing::warn!(worker = id, generation, "of a generation that nobody knows: it drains");
+            self.send(id, &ToWorker::Drain { timeout_ms: self.settings.drain_timeout_ms });
+        }
+        if let Some(answer) = answer {
+            let roles: BTreeMap<u64, Role> =
+                state.listeners.iter().map(|listener| (listener.id, listener.role)).collect();
+            self.adopt_listeners(id, &answer.adopted, answer.descriptors, &roles);
+        }
+        Ok(())
+    }
+
+    /// Takes duplicates of a worker's listeners. Also when a worker that hung answers at last.
+    pub fn adopt_listeners(
+        &mut self,
+        id: WorkerId,
+        adopted: &Adopted,
+        descriptors: Vec<std::os::fd::OwnedFd>,
+        roles: &BTreeMap<u64, Role>,
+    ) {
+        let Some((generation, index)) = self.place_of(id) else { return };
+        let ebpf = self.steer.is_ebpf();
+        for (info, socket) in adopted.listeners.iter().zip(descriptors) {
+            let role = match roles.get(&info.id) {
+                Some(role) => *role,
+                None if ebpf && info.own => Role::Own { generation, index },
+                None if info.own => Role::Shared,
+                // Of a generation that is gone but for this socket.
+                None if ebpf => Role::Own { generation: 0, index: 0 },
+                None => Role::Proof { generation, index },
+            };
+            self.listeners.adopt(info.id, info.address, role, socket);
+            if let Some(place) = self.place_mut(generation, index) {
+                let list = if info.own { &mut place.own } else { &mut place.foreign };
+                if !list.contains(&info.id) {
+                    list.push(info.id);
+                }
+            }
+        }
+    }
+
+    fn place_mut(&mut self, generation: u32, index: u32) -> Option<&mut Place> {
+        self.generations.get_mut(&generation)?.places.get_mut(index as usize)
+    }
+
+    /// Lingers of listeners begin anew; generations that have ended are forgotten.
+    fn settle_generations(&mut self) {
+        let steered: BTreeSet<u32> = self
+            .generations
+            .values()
+            .filter(|of| !matches!(of.phase, Phase::Draining { .. }))
+            .map(|of| of.number)
+            .collect();
+        let others: BTreeSet<u32> = self
+            .listeners
+            .iter()
+            .filter_map(|listener| match listener.role {
+                Role::Own { generation, .. } if !steered.contains(&generation) => Some(generation),
+                _ => None,
+            })
+            .collect();
+        for generation in others {
+            self.listeners.take_out(generation, Instant::now());
+        }
+        self.retire_generations();
+    }
+
+    /// Starts workers for the places of the serving generation that have none, or whose worker had
+    /// been started but not been given its listeners.
+    pub fn refill(&mut self) {
+        let Some(current) = self.current else { return };
+        let half_started: Vec<WorkerId> = self
+            .serving()
+            .into_iter()
+            .flat_map(|of| &of.places)
+            .filter(|place| place.own.is_empty())
+            .filter_map(|place| place.worker)
+            .filter(|id| self.workers.get(id).is_some_and(|w| w.phase == WorkerPhase::Serving))
+            .collect();
+        for id in half_started {
+            // Its end leads to a successor, as that of any worker.
+            self.end_now(id);
+        }
+        let bank = self.serving().map_or(0, |of| of.bank);
+        for index in self.vacant_places(current) {
+            self.set_ready(bank * self.max_workers + index, false);
+            self.fill_place(current, index);
+        }
+    }
+
+    fn flip_state(&self, reload: &store::Reload) -> Flip {
+        let Some(green) = self.generations.get(&reload.green) else { return Flip::No };
+        if let Some(bank) = self.steer.current_bank() {
+            return if bank == green.bank { Flip::Yes } else { Flip::No };
+        }
+        let armed = green.places.iter().filter(|place| !place.own.is_empty()).count();
+        match armed {
+            0 => Flip::No,
+            all if all == green.places.len() => Flip::Yes,
+            _ => Flip::Partly,
+        }
+    }
+
+    fn take_up_reload(&mut self, reload: &store::Reload, ends: BTreeSet<(WorkerId, u32)>) {
+        let alive: BTreeSet<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| !worker.process.has_ended())
+            .map(|(&id, _)| id)
+            .collect();
+        let decision = decide(&Found {
+            mark: reload.mark,
+            migrate: reload.migrate,
+            flip: self.flip_state(reload),
+            blue: reload.blue_workers.clone(),
+            green: reload.green_workers.clone(),
+            alive: alive.clone(),
+            ends,
+        });
+        tracing::warn!(
+            reload = reload.id,
+            mark = ?reload.mark,
+            "the earlier supervisor died during a reload: {}",
+            match decision {
+                Decision::Discard => "it had not flipped, and is dropped",
+                Decision::Resume(Resume::RollingBack) => "it is undone",
+                Decision::Resume(_) => "it is finished",
+            }
+        );
+        let Decision::Resume(at) = decision else {
+            self.discard_green(reload.green);
+            self.refill();
+            return;
+        };
+        let side = |workers: &[WorkerId]| -> Vec<(WorkerId, Hello)> {
+            workers
+                .iter()
+                .filter(|id| alive.contains(id))
+                .filter_map(|id| Some((*id, self.workers.get(id)?.hello.clone()?)))
+                .collect()
+        };
+        let (blue, green) = (side(&reload.blue_workers), side(&reload.green_workers));
+        let mut options = options(&self.settings, true);
+        options.migrate = reload.migrate;
+        if at == Resume::Committed {
+            self.retire_slots(reload.blue);
+        }
+        let (machine, actions) =
+            Machine::resume(reload.id, options, blue, green, at, Instant::now());
+        self.reload = Some(ActiveReload {
+            machine,
+            blue: reload.blue,
+            green: reload.green,
+            mark: reload.mark,
+            migrate: reload.migrate,
+            settings: self.settings.clone(),
+            waiters: Vec::new(),
+            requested: Instant::now(),
+            flipped: reload.mark != Mark::Preparing,
+            blue_workers: reload.blue_workers.iter().copied().collect(),
+            green_workers: reload.green_workers.iter().copied().collect(),
+            dead: BTreeMap::new(),
+            arming_shared: BTreeSet::new(),
+            last_progress: None,
+        });
+        self.pending_actions.extend(actions);
+    }
+
+    fn warn_of_differences(&self) {
+        let Some(serving) = self.serving() else { return };
+        let wanted = super::generations::resolve_addresses(&self.settings.listen, &serving.listen);
+        if wanted != serving.listen || self.settings.worker_count() as usize != serving.places.len()
+        {
+            tracing::warn!(
+                "the workers serve {:?} with {} workers; the configuration says {:?} and {}: \
+                 `zdt reload` brings it about",
+                serving.listen,
+                serving.places.len(),
+                wanted,
+                self.settings.worker_count()
+            );
+        }
+    }
+
+    /// A worker that hung when this supervisor took over.
+    pub fn on_adopted_late(
+        &mut self,
+        id: WorkerId,
+        message: &FromWorker,
+        descriptors: Vec<std::os::fd::OwnedFd>,
+    ) {
+        if let FromWorker::Adopted(adopted) = message {
+            tracing::info!(worker = id, "answers at last");
+            self.adopt_listeners(id, adopted, descriptors, &BTreeMap::new());
+        }
+    }
+}
