@@ -7,3 +7,4 @@ mod freeze;
 mod handoff_basic;
 mod handoff_faults;
 mod steering;
+mod supervisor;
