@@ -6,4 +6,5 @@ mod skip;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;
+mod http1_differential;
 mod steering;
