@@ -265,6 +265,10 @@ pub struct HandoffReport {
     pub refused: u64,
     /// Offers that were taken back.
     pub reclaimed: u64,
+    /// CLOCK_BOOTTIME when the first connection was frozen; 0 if none was.
+    pub began_ns: u64,
+    /// CLOCK_BOOTTIME when the last answer was collected.
+    pub ended_ns: u64,
 }
 
 /// What the incoming side has done in one reload.

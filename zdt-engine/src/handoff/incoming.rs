@@ -68,6 +68,8 @@ pub fn pair(
         }
         arrivals.push(Arrival { sequence: entry.sequence, socket, record });
     }
+    // The room in the ring is what the peer waits for next.
+    consumer.publish();
     Ok(())
 }
 

@@ -22,7 +22,9 @@ impl Worker {
             // Since 6.13 an enter runs no more than 20 pieces of deferred work, or as many as are
             // wanted: ask for the ends of all cancelled operations at once.
             let freezing = self.job.as_ref().map_or(0, HandoffJob::freezing);
-            let want = if timeout.is_zero() { 0 } else { freezing.max(1) as u32 };
+            // What has just been adopted is armed without waiting for anything else.
+            let hurry = timeout.is_zero() || self.intake.is_arming();
+            let want = if hurry { 0 } else { freezing.max(1) as u32 };
             self.ring.enter(want, Some(timeout))?;
             self.now_ms = sys::monotonic_ns() / 1_000_000;
             self.after_enter();

@@ -42,6 +42,11 @@ impl Intake {
         }
     }
 
+    /// True when receives are queued whose connections are not served before the next enter.
+    pub fn is_arming(&self) -> bool {
+        !self.armed_ns.is_empty()
+    }
+
     /// The report, after which counting starts anew.
     pub fn take_report(&mut self) -> IncomingReport {
         let report = IncomingReport {

@@ -233,6 +233,9 @@ impl Worker {
                 channel.collect(Some(overdue_before), &mut answers);
             }
         }
+        if let (Some(job), false) = (&mut self.job, answers.is_empty()) {
+            job.report.ended_ns = sys::boottime_ns();
+        }
         for answer in answers {
             match answer {
                 Answer::Started { key } => self.on_moved(key as usize),
@@ -364,6 +367,11 @@ impl Worker {
         let entry = &mut self.entries[key];
         entry.moving = Moving::Freezing;
         entry.frozen_ns = sys::boottime_ns();
+        if let Some(job) = &mut self.job
+            && job.report.began_ns == 0
+        {
+            job.report.began_ns = entry.frozen_ns;
+        }
         if entry.receiving {
             self.ring.cancel(receive_operation(key));
         }

@@ -6,5 +6,6 @@ mod skip;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;
+mod http1_differential;
 mod steering;
 mod supervisor;

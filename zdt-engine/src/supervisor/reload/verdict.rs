@@ -142,6 +142,8 @@ pub struct Verdict {
     pub duration_ms: f64,
     /// How long moved connections were not served.
     pub blackout_us: Blackout,
+    /// From the first freeze to the last answer, over all outgoing workers.
+    pub handoff_ms: f64,
     /// Number of the reload.
     pub reload: u64,
     /// `committed`, `failed_before_flip`, `superseded`, `stopped` or `rolled_back`.
@@ -220,7 +222,11 @@ impl Verdict {
             .sum();
         let all_tallies: Vec<Tally> = tallies.values().copied().collect();
         let reports = facts.reports.values();
+        let moving = || facts.reports.values().filter(|report| report.moved > 0);
+        let began_ns = moving().map(|report| report.began_ns).min().unwrap_or(0);
+        let ended_ns = moving().map(|report| report.ended_ns).max().unwrap_or(0);
         Verdict {
+            handoff_ms: ended_ns.saturating_sub(began_ns) as f64 / 1e6,
             reload_successful: committed,
             migrated_connections: if committed { taken_by_serving } else { 0 },
             drained_connections: drain_reasons.values().sum(),
