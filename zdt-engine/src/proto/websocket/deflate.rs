@@ -17,9 +17,10 @@ use super::{Error, Limits};
 
 /// What every message ends with, and what the sender leaves out (RFC 7692 §7.2.1).
 const TRAILER: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
-/// zlib's level for outgoing messages.
+/// zlib's level for outgoing messages: within 2 % of the size that level 6 gives, in up to a third
+/// less time (measured with English text and JSON, messages of 70 bytes to 8 KiB).
 const LEVEL: i32 = 4;
-/// zlib's memLevel: 2^(6 + 6) symbols a block.
+/// zlib's memLevel, 2^(6 + 6) symbols a block: as good as 8 for messages, and 86 KB smaller.
 const MEMORY_LEVEL: i32 = 6;
 /// Output that is made ready at once while inflating.
 const MIN_STEP_BYTES: usize = 256;
@@ -103,13 +104,14 @@ impl Deflate {
             && self.compressed.is_empty()
     }
 
-    pub(super) fn heap_bytes(&self) -> usize {
-        // Measured: zlib-rs takes one block for each context.
-        const INFLATER_BYTES: usize = 48 << 10;
-        const DEFLATER_BYTES: usize = 300 << 10;
+    pub(super) fn heap_bytes(&self, params: DeflateParams) -> usize {
+        // Measured: zlib-rs 0.6 takes one block for each context.
+        const INFLATER_BYTES: usize = 47_552;
+        const DEFLATER_BYTES: usize = 162_944;
+        let deflater_bytes = DEFLATER_BYTES + 4 * params.server_window_bytes();
         size_of::<Self>()
             + self.inflater.as_ref().map_or(0, |_| INFLATER_BYTES)
-            + self.deflater.as_ref().map_or(0, |_| DEFLATER_BYTES)
+            + self.deflater.as_ref().map_or(0, |_| deflater_bytes)
             + self.incoming.0.capacity()
             + self.outgoing.0.capacity()
             + self.compressed.capacity()
