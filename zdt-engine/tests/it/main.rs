@@ -8,3 +8,4 @@ mod handoff_basic;
 mod handoff_faults;
 mod http1_differential;
 mod steering;
+mod supervisor;
