@@ -188,6 +188,10 @@ impl Worker {
         let connection = Connection::new(self.now_ms);
         let entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
         let key = self.insert(entry);
+        if self.drain.is_some() {
+            // It was queued before the listener closed: one answer, then goodbye.
+            self.entries[key].connection.close_after_response();
+        }
         self.arm_receive(key);
         self.schedule(key);
         if let Some(job) = &mut self.job {

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::conn::{Environment, ReceiveEnd};
 use crate::control::{FromWorker, IncomingReport};
-use crate::handoff::{Arrival, Channel, Received};
+use crate::handoff::{Arrival, Received};
 use crate::sys;
 
 use super::Worker;
@@ -203,20 +203,19 @@ impl Worker {
     pub(super) fn close_channels(&mut self, reload: u64) {
         for (_, channel) in &mut self.channels {
             if channel.info.reload == reload {
-                channel.close();
+                channel.retire();
             }
         }
         self.advance_handoff();
-        self.remove_settled_channels();
     }
 
-    /// Unmaps closed channels without open offers. One whose peer sits between ADOPTED and STARTED
+    /// Unmaps retired channels without open offers. One whose peer sits between ADOPTED and STARTED
     /// stays until the peer goes on or dies.
     pub(super) fn remove_settled_channels(&mut self) {
         let settled: Vec<usize> = self
             .channels
             .iter()
-            .filter(|(_, channel)| is_settled(channel))
+            .filter(|(_, channel)| channel.is_retired() && channel.open_offers() == 0)
             .map(|(index, _)| index)
             .collect();
         for index in settled {
@@ -231,10 +230,4 @@ impl Worker {
             }
         }
     }
-}
-
-fn is_settled(channel: &Channel) -> bool {
-    channel.phase() == crate::handoff::Phase::Closed
-        && channel.failure().is_none()
-        && channel.open_offers() == 0
 }

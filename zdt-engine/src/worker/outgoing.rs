@@ -119,6 +119,7 @@ impl Hindrance {
 impl Worker {
     /// Freeze and hand off everything.
     pub(super) fn begin_handoff(&mut self, reload: u64) {
+        self.end_handoff();
         let mut job = HandoffJob::new(reload);
         let active_after = self.now_ms.saturating_sub(ACTIVE_MS);
         for (key, entry) in &mut self.entries {
@@ -216,6 +217,7 @@ impl Worker {
             }
             self.channels[index].announce_answers();
         }
+        self.remove_settled_channels();
     }
 
     fn channel_indices(&self) -> Vec<usize> {
