@@ -271,6 +271,21 @@ impl Worker {
         }
     }
 
+    /// Closes the listeners that are not armed without looking at what is queued there: the other
+    /// generation accepts from the same ones, and what this one took would only be in its way.
+    pub(super) fn leave_listeners(&mut self) {
+        let idle: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| !listener.armed)
+            .map(|(index, _)| index)
+            .collect();
+        for index in idle {
+            let listener = self.listeners.remove(index);
+            self.ring.close(listener.socket);
+        }
+    }
+
     fn close_retired(&mut self, index: usize) {
         // While draining nobody else takes what is queued, unless the listener lives elsewhere too.
         self.sweep(index);

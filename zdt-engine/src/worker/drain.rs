@@ -119,6 +119,7 @@ impl Worker {
         self.tell(&FromWorker::Committed { reload, incoming });
         if let Some(drain_ms) = drain_ms {
             self.job = None;
+            self.leave_listeners();
             self.begin_drain(drain_ms, false);
         }
         self.timers.shrink();

@@ -4,14 +4,13 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::client::{self, Client};
-use crate::lab::{PATIENCE, eventually};
+use crate::lab::eventually;
 
 /// How to start it.
 #[derive(Debug, Clone, Default)]
@@ -353,8 +352,3 @@ pub fn output_of(mut child: Child) -> Output {
     eventually("a command ends", || child.try_wait().expect("wait").is_some());
     child.wait_with_output().expect("output")
 }
-
-/// Time enough for what should not happen to have happened.
-pub const MOMENT: Duration = Duration::from_millis(300);
-
-const _: () = assert!(PATIENCE.as_secs() > 10);

@@ -20,7 +20,7 @@ fn the_next_supervisor_takes_over() {
         engine.signal(Signal::SIGKILL);
         engine.wait();
         clients.count_all_in(2);
-        engine.ask("without a supervisor");
+        engine.ask("alone");
         engine.restart();
         assert_eq!(engine.workers(2), workers, "the same processes");
         clients.count_all_in(2);
@@ -78,7 +78,7 @@ fn a_supervisor_that_dies_in_a_reload_has_a_successor_that_ends_it() {
             assert!(!reload.status.success(), "{point}: the supervisor died: {reload:?}");
             engine.wait();
             clients.count_all();
-            engine.ask("without a supervisor");
+            engine.ask("alone");
             engine.restart();
             let status = engine.status();
             let serving = status["generation"].as_u64().expect("generation");
@@ -128,7 +128,7 @@ fn a_second_supervisor_is_refused() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("another supervisor"), "{message}");
     assert!(message.contains(&engine.pid().to_string()), "{message}");
-    engine.ask("the first one serves on");
+    engine.ask("still-there");
 }
 
 #[test]
