@@ -145,7 +145,6 @@ impl Worker {
         self.status.adopted += 1;
         let slot = self.scoreboard_slot();
         slot.adopted_in.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.with_session(key, |session, context| session.on_resume(context));
         self.thaw(key);
         if let Some(job) = &mut self.job {
             job.add_newcomer(key); // a rollback may already be under way
@@ -163,7 +162,8 @@ impl Worker {
         let end = entry.connection.receive_end;
         let has_pending = !entry.connection.pending().is_empty();
         self.send_unsent(key);
-        if has_pending {
+        self.with_session(key, |session, context| session.on_resume(context));
+        if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);
         }
         if !self.entries.contains(key) {
@@ -201,6 +201,7 @@ impl Worker {
 
     /// Ends the channels of a reload; what is still on offer is settled first.
     pub(super) fn close_channels(&mut self, reload: u64) {
+        self.followed.clear();
         for (_, channel) in &mut self.channels {
             if channel.info.reload == reload {
                 channel.retire();

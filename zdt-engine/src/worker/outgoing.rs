@@ -267,6 +267,9 @@ impl Worker {
         let Moving::Offered { channel } = self.entries[key].moving else {
             unreachable!("only offered connections are answered");
         };
+        if self.pushable.contains_key(&self.entries[key].id) {
+            self.followed.insert(self.entries[key].id, channel);
+        }
         let entry = self.forget(key);
         self.status.moved += 1;
         let slot = self.scoreboard_slot();

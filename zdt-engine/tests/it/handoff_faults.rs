@@ -183,9 +183,8 @@ fn a_green_without_descriptors_loses_nothing() {
     for client in &mut clients {
         assert_eq!(client::count(client), (1, 1));
     }
-    let open_files = Some(36);
-    let green = TestWorker::spawn_with(2, &Options { config: config(), open_files, ..options });
-    let mut pair = Pair::join(blue, green);
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &options));
+    pair.green.leave_descriptors(CLIENTS / 2);
     let report = pair.hand_off();
     let (in_blue, in_green, gone) = tally(&mut clients, 2);
     assert!(in_blue > 0, "the limit was meant to be too low: {report:?}");

@@ -7,5 +7,6 @@ mod freeze;
 mod handoff_basic;
 mod handoff_faults;
 mod http1_differential;
+mod push;
 mod steering;
 mod supervisor;

@@ -55,8 +55,6 @@ pub struct Options<'a> {
     pub faults: &'a str,
     /// Job of the worker.
     pub config: WorkerConfig,
-    /// Soft and hard limit of open files.
-    pub open_files: Option<u64>,
     /// Another binary than the one under test.
     pub binary: Option<&'a std::path::Path>,
 }
@@ -65,11 +63,6 @@ impl TestWorker {
     /// Starts a worker of that generation with default options.
     pub fn spawn(generation: u32) -> Self {
         Self::spawn_with(generation, &Options::default())
-    }
-
-    /// Starts a worker with an armed fault point.
-    pub fn spawn_with_fault(generation: u32, faults: &str) -> Self {
-        Self::spawn_with(generation, &Options { faults, ..Options::default() })
     }
 
     /// Starts a worker.
@@ -81,15 +74,7 @@ impl TestWorker {
             let _alone = SPAWNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).expect("F_SETFD");
             let number = theirs.as_raw_fd().to_string();
-            let mut command = match options.open_files {
-                None => Command::new(binary),
-                Some(count) => {
-                    let mut command = Command::new("/bin/sh");
-                    command.arg("-c").arg(format!("ulimit -n {count}; exec \"$@\"")).arg("sh");
-                    command.arg(binary);
-                    command
-                }
-            };
+            let mut command = Command::new(binary);
             command
                 .args(["worker", "--control-fd", &number])
                 .env("ZDT_FAULT", options.faults)
@@ -234,6 +219,19 @@ impl TestWorker {
             FromWorker::Committed { incoming, .. } => Some(incoming.clone()),
             _ => None,
         })
+    }
+
+    /// Limits its open files to what it has now and `spare` more (prlimit(1)).
+    #[track_caller]
+    pub fn leave_descriptors(&self, spare: usize) {
+        let pid = self.child.id();
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("fd directory").count();
+        let limit = format!("--nofile={}", open + spare);
+        let status = Command::new("prlimit")
+            .args(["--pid", &pid.to_string(), &limit])
+            .status()
+            .expect("prlimit, of util-linux");
+        assert!(status.success(), "prlimit {limit}");
     }
 
     /// Sends a signal.
