@@ -7,4 +7,5 @@ mod freeze;
 mod handoff_basic;
 mod handoff_faults;
 mod http1_differential;
+mod layers;
 mod steering;
