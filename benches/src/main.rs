@@ -14,6 +14,7 @@ mod load;
 mod payload;
 mod peers;
 mod process;
+mod ring;
 mod traffic;
 mod uring;
 mod ws;
@@ -38,7 +39,7 @@ struct Arguments {
 enum Command {
     /// Run the engine under checked traffic and reload it again and again.
     Demo(demo::Arguments),
-    /// Measure: handoff, echo, http, steering, memory, or all.
+    /// Measure: handoff, state, ring, echo, http, steering, memory, or all.
     Bench {
         /// Which.
         name: String,
@@ -149,6 +150,15 @@ fn run(command: Command) -> Result<bool> {
 
 fn main() -> ExitCode {
     process::raise_descriptor_limit();
+    // The ring's bench starts this program again as its second process.
+    match ring::run_child_if_asked() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zdt-load: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
     match run(Arguments::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -1,8 +1,7 @@
 //! System bench `ring`: bytes per second of 512-byte records from one process to another through the
 //! shared-memory ring, beside a memcpy of the same records in one process, in interleaved pairs.
 //!
-//! The second process is this same program, started again with the same arguments and an environment
-//! variable.
+//! The second process is this same program, started again with an environment variable.
 //!
 //! Must not know: the ring's layout.
 
@@ -15,33 +14,22 @@ use zdt_engine::shm::ChannelMemory;
 use zdt_engine::shm::ring::{Consumer, Producer, PushError};
 use zdt_engine::sys::process::pin_to_cpu;
 
+use crate::bench::Settings;
+use crate::figures::{Figure, Report, Target};
+use crate::process::{Pinned, server_and_client_cpus};
+
 const RECORD_BYTES: usize = 512;
 /// Records are copied from and to pools of this size, as in the floor program: larger than the L2
 /// cache, as states of many connections are.
 const POOL_BYTES: usize = 4 << 20;
-const PAIRS: usize = 11;
-const SLICE: Duration = Duration::from_millis(250);
+/// No answer after this long means that the other process is gone.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Published in batches: a consumer that sees every record at once fights for its cache lines.
 const PUBLISH_EVERY: u32 = 64;
 const CHILD: &str = "ZDT_BENCH_RING_CHILD";
 
 const KIND_DATA: u32 = 0;
 const KIND_END: u32 = 1;
-
-/// One figure with its reference.
-#[derive(Debug, serde::Serialize)]
-struct Figure {
-    bench: &'static str,
-    figure: &'static str,
-    value: f64,
-    unit: &'static str,
-    reference: &'static str,
-    reference_value: f64,
-    ratio: f64,
-    ratio_quartiles: [f64; 2],
-    pairs: usize,
-    record_bytes: usize,
-}
 
 /// The other process: reads until it is told to stop.
 fn run_child(path: &str) -> Result<()> {
@@ -107,6 +95,7 @@ fn through_ring(
     consumer: &mut Consumer,
     pool: &[u8],
     round: u64,
+    slice: Duration,
 ) -> Result<f64> {
     let start = Instant::now();
     let mut records = 0u64;
@@ -120,7 +109,7 @@ fn through_ring(
             }
             producer.publish();
         }
-        if start.elapsed() >= SLICE {
+        if start.elapsed() >= slice {
             break;
         }
     }
@@ -128,13 +117,13 @@ fn through_ring(
     producer.publish();
     let mut answer = Vec::new();
     while consumer.next(&mut answer)?.is_none() {
-        ensure!(start.elapsed() < SLICE * 40, "the other process does not answer");
+        ensure!(start.elapsed() < PATIENCE, "the other process does not answer");
         std::hint::spin_loop();
     }
     Ok((records * RECORD_BYTES as u64) as f64 / start.elapsed().as_secs_f64())
 }
 
-fn through_memcpy(from: &[u8], to: &mut [u8]) -> f64 {
+fn through_memcpy(from: &[u8], to: &mut [u8], slice: Duration) -> f64 {
     let start = Instant::now();
     let mut records = 0u64;
     let mut place = 0;
@@ -146,17 +135,10 @@ fn through_memcpy(from: &[u8], to: &mut [u8]) -> f64 {
             place = (place + RECORD_BYTES) % POOL_BYTES;
             records += 1;
         }
-        if start.elapsed() >= SLICE {
+        if start.elapsed() >= slice {
             return (records * RECORD_BYTES as u64) as f64 / start.elapsed().as_secs_f64();
         }
     }
-}
-
-/// Lower quartile, median and upper quartile.
-fn quartiles(values: &mut [f64]) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    let at = |part: usize| values[(values.len() - 1) * part / 4];
-    [at(1), at(2), at(3)]
 }
 
 struct Peer(Child);
@@ -168,19 +150,27 @@ impl Drop for Peer {
     }
 }
 
-/// Runs the bench and prints it: one JSON object, or a line for people.
+/// Runs the second process if this is one; to be called first thing in `main`.
+///
+/// # Errors
+/// If the ring breaks.
+pub fn run_child_if_asked() -> Result<bool> {
+    match std::env::var(CHILD) {
+        Ok(path) => run_child(&path).map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Runs the bench.
 ///
 /// # Errors
 /// If the other process cannot be started or does not answer.
-pub fn run(json: bool) -> Result<()> {
-    if let Ok(path) = std::env::var(CHILD) {
-        return run_child(&path);
-    }
-    let _ = pin_to_cpu(0);
+pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
+    let slice = Duration::from_millis(if settings.quick { 50 } else { 250 });
+    let _pinned = Pinned::to(server_and_client_cpus().0)?;
     let file = ChannelMemory::create()?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     let child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
         .env(CHILD, path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -191,42 +181,18 @@ pub fn run(json: bool) -> Result<()> {
     let from: Vec<u8> = (0..POOL_BYTES).map(|index| ((index * 31) >> 3) as u8).collect();
     let mut to = vec![1u8; POOL_BYTES];
     // Once to warm up, and to be sure that the child is there.
-    through_ring(&mut end.producer, &mut end.consumer, &from, 0)?;
-    let (mut rings, mut copies, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..PAIRS {
-        let copy = through_memcpy(&from, &mut to);
-        let ring = through_ring(&mut end.producer, &mut end.consumer, &from, 1 + round as u64)?;
-        rings.push(ring);
-        copies.push(copy);
-        ratios.push(ring / copy);
+    through_ring(&mut end.producer, &mut end.consumer, &from, 0, slice)?;
+    let mut pairs = Vec::new();
+    for round in 0..settings.pairs() + 2 {
+        let copy = through_memcpy(&from, &mut to, slice);
+        let ring =
+            through_ring(&mut end.producer, &mut end.consumer, &from, 1 + round as u64, slice)?;
+        pairs.push((ring, copy));
     }
     push(&mut end.producer, &[], KIND_END, u64::MAX)?;
     end.producer.publish();
-    let [low, ratio, high] = quartiles(&mut ratios);
-    let figure = Figure {
-        bench: "ring",
-        figure: "bytes_per_s",
-        value: quartiles(&mut rings)[1],
-        unit: "bytes/s",
-        reference: "memcpy of the same records in one process",
-        reference_value: quartiles(&mut copies)[1],
-        ratio,
-        ratio_quartiles: [low, high],
-        pairs: PAIRS,
-        record_bytes: RECORD_BYTES,
-    };
-    if json {
-        println!("{}", serde_json::to_string(&figure)?);
-    } else {
-        println!(
-            "ring: {:.2} GB/s in records of {} B, memcpy {:.2} GB/s, ratio {:.2} ({:.2} to {:.2})",
-            figure.value / 1e9,
-            RECORD_BYTES,
-            figure.reference_value / 1e9,
-            ratio,
-            low,
-            high
-        );
-    }
+    let name = "memcpy in one process";
+    let figure = Figure::paired("ring", "bytes_per_s", "B/s", name, &pairs, Target::Ratio(0.5));
+    report.add(figure.case(format!("records of {RECORD_BYTES} B, two processes")));
     Ok(())
 }

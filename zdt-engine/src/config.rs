@@ -134,7 +134,7 @@ impl Default for WebSocketOptions {
             ping_interval_ms: 30_000,
             pong_timeout_ms: 10_000,
             deflate: true,
-            deflate_threshold_bytes: 128,
+            deflate_threshold_bytes: 8,
         }
     }
 }

@@ -15,7 +15,6 @@ pub mod conn;
 pub mod control;
 pub mod fdpass;
 pub mod handoff;
-pub mod limits;
 pub mod proto;
 pub mod service;
 pub mod shm;

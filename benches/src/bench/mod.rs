@@ -7,6 +7,7 @@ mod echo;
 mod handoff;
 mod http;
 mod memory;
+mod state;
 mod steering;
 
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use crate::peers::Peer;
 use crate::process::server_and_client_cpus;
 
 /// Names of the benches, in the order of `all`.
-pub const NAMES: [&str; 5] = ["handoff", "echo", "http", "steering", "memory"];
+pub const NAMES: [&str; 7] = ["handoff", "state", "ring", "echo", "http", "steering", "memory"];
 
 /// What all benches need.
 #[derive(Debug, Clone)]
@@ -75,6 +76,8 @@ fn run_one(name: &str, settings: &Settings, report: &mut Report) -> Result<()> {
     }
     match name {
         "handoff" => handoff::run(settings, report),
+        "state" => state::run(settings, report),
+        "ring" => crate::ring::run(settings, report),
         "echo" => echo::run(settings, report),
         "http" => http::run(settings, report),
         "steering" => steering::run(settings, report),

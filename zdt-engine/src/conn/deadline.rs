@@ -130,6 +130,8 @@ impl Connection {
         }
         match (self.waiting, &mut self.stage) {
             (Waiting::SignOfLife, Stage::WebSocket(machine)) => {
+                // Silence so far: the compression contexts are made again when they are needed.
+                machine.release_contexts();
                 machine.write_ping(out, b"");
                 self.waiting = Waiting::Pong;
                 self.since_ms = environment.now_ms;

@@ -143,9 +143,12 @@ impl Connection {
         matches!(self.stage, Stage::Ending)
     }
 
-    /// True for an HTTP connection between two requests: a graceful stop may close it at once.
+    /// True for an HTTP connection between two requests: a graceful stop may close it at once. Not
+    /// before the first one: it may be on its way, and its client cannot know to ask again.
     pub fn is_idle_http(&self) -> bool {
-        matches!(&self.stage, Stage::Http1(machine) if machine.is_idle()) && self.pending.is_empty()
+        matches!(&self.stage, Stage::Http1(machine) if machine.is_idle())
+            && self.pending.is_empty()
+            && !matches!(self.waiting, Waiting::FirstHead)
     }
 
     /// Bytes that were received and wait for the response before them, or for what follows.

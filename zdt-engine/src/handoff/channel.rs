@@ -103,6 +103,7 @@ pub struct Channel {
     outgoing: Outgoing,
     window: usize,
     peer_is_dead: bool,
+    retired: bool,
     /// Answers were written since the peer was last woken.
     answers_unannounced: bool,
     /// The peer's socket was full; try again after a wake-up.
@@ -136,6 +137,7 @@ impl Channel {
             outgoing: Outgoing::new(),
             window,
             peer_is_dead: false,
+            retired: false,
             answers_unannounced: false,
             send_blocked: false,
             message: Vec::new(),
@@ -434,6 +436,17 @@ impl Channel {
         if std::mem::take(&mut self.answers_unannounced) {
             let _ = self.descriptors.wake_peer.signal();
         }
+    }
+
+    /// The reload is over: the channel is closed, and goes once its offers are settled.
+    pub fn retire(&mut self) {
+        self.close();
+        self.retired = true;
+    }
+
+    /// True after [`Channel::retire`].
+    pub fn is_retired(&self) -> bool {
+        self.retired
     }
 
     /// Ends the channel in good order. Open offers are settled by [`Channel::collect`].

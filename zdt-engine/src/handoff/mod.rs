@@ -26,5 +26,5 @@ mod outgoing;
 
 pub use channel::{Channel, ChannelError, Descriptors, MAX_INLINE_RECORD, Phase, Received, Room};
 pub use incoming::Arrival;
-pub use message::{PeerHello, Role};
+pub use message::{BatchEntry, Decoded, PeerHello, Role, decode};
 pub use outgoing::{Answer, OfferError};

@@ -165,9 +165,9 @@ pub struct Pusher {
 }
 
 impl Pusher {
-    /// Queues bytes for [`super::Session::on_push`]. What was queued when the connection is handed
-    /// off follows it; what is pushed after it has gone is dropped by the worker, so keep the
-    /// `Pusher` no longer than the session.
+    /// Queues bytes for [`super::Session::on_push`]. What is pushed while the connection is handed
+    /// off, or in the rest of that reload, follows it; later pushes go nowhere, so drop the `Pusher`
+    /// with its session.
     pub fn push(&self, bytes: Vec<u8>) -> Result<(), PushError> {
         self.sink.push(self.connection, bytes)
     }

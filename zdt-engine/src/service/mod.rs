@@ -121,8 +121,9 @@ pub trait Session {
     /// Bytes from a [`Pusher`].
     fn on_push(&mut self, _bytes: &[u8], _context: &mut Context<'_>) {}
 
-    /// The connection has arrived in a new worker. Timer and queued output are already there; what
-    /// cannot be saved, such as a [`Pusher`] given to another thread, is to be made again.
+    /// The connection goes on after it was frozen: in a new worker, or in the same one because
+    /// nobody took it. Timer and queued output are there; what cannot be saved, such as a [`Pusher`]
+    /// given to another thread, is to be made again.
     fn on_resume(&mut self, _context: &mut Context<'_>) {}
 
     /// The WebSocket or the connection is gone; nothing can be sent any more.

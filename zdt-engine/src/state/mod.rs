@@ -81,6 +81,7 @@ pub const TEST_NEXT_TAG: u16 = 0xfffe;
 const MAGIC: [u8; 4] = *b"ZDTS";
 const SECTION_ALIGN: usize = 8;
 const CRC_OFFSET: usize = 4;
+const LENGTH_OFFSET: usize = 12;
 const FLAG_OPTIONAL: u16 = 1;
 
 /// When a connection was frozen, as the envelope tells it.
@@ -105,6 +106,19 @@ impl FreezeInstant {
 pub fn boot_hash(boot_id: [u8; 16]) -> u64 {
     let id = u128::from_le_bytes(boot_id);
     (id as u64) ^ ((id >> 64) as u64).rotate_left(32)
+}
+
+/// A copy of `bytes` whose length and checksum fields are right, for fuzzing what is behind them;
+/// `None` if there is no room for an envelope.
+pub fn with_valid_checksum(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut copy = bytes.to_vec();
+    copy.get(..ENVELOPE_BYTES)?;
+    copy[..4].copy_from_slice(&MAGIC);
+    let length = u32::try_from(copy.len()).ok()?;
+    copy[LENGTH_OFFSET..LENGTH_OFFSET + 4].copy_from_slice(&length.to_le_bytes());
+    let checksum = checksum(&copy);
+    copy[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+    Some(copy)
 }
 
 /// CRC32C of what follows the field that holds it.

@@ -5,7 +5,7 @@
 use bytemuck::Pod;
 
 use super::{
-    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_READS, FreezeInstant, MAGIC,
+    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_READS, FreezeInstant, LENGTH_OFFSET, MAGIC,
     MAX_RECORD_BYTES, MAX_SECTIONS, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
 };
 
@@ -111,7 +111,7 @@ impl<'a> Record<'a> {
         if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
             return Err(StateError::NotARecord);
         }
-        let claimed = u32_at(bytes, 12);
+        let claimed = u32_at(bytes, LENGTH_OFFSET);
         if claimed as usize != bytes.len() || bytes.len() > MAX_RECORD_BYTES {
             let actual = bytes.len() as u64;
             return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });

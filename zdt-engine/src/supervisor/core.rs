@@ -2,7 +2,7 @@
 //!
 //! Must not know: how each event is dealt with (its neighbours do).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -68,6 +68,8 @@ pub(super) struct Core {
     pub machine_events: VecDeque<super::reload::Event>,
     /// From the reload machine, in order.
     pub pending_actions: VecDeque<super::reload::Action>,
+    /// Adopted workers that hang, and have not said what they have.
+    pub unheard: BTreeSet<WorkerId>,
     /// The durable state must be written again.
     pub dirty: bool,
     /// The loop ends, with this result.
@@ -124,6 +126,7 @@ impl Core {
             links,
             machine_events: VecDeque::new(),
             pending_actions: VecDeque::new(),
+            unheard: BTreeSet::new(),
             dirty: false,
             finished: None,
         }

@@ -9,6 +9,8 @@
 mod adopt;
 mod control_socket;
 mod core;
+mod finishing;
+mod flipping;
 mod generations;
 pub mod handle;
 mod link;

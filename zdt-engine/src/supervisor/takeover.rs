@@ -276,6 +276,9 @@ impl Core {
         self.workers.insert(id, worker);
         if let Some(place) = self.place_mut(generation, index) {
             place.worker = Some(id);
+            if answer.is_none() {
+                self.unheard.insert(id);
+            }
         } else {
             tracing::warn!(worker = id, generation, "of a generation that nobody knows: it drains");
             self.send(id, &ToWorker::Drain { timeout_ms: self.settings.drain_timeout_ms });
@@ -353,7 +356,10 @@ impl Core {
             .flat_map(|of| &of.places)
             .filter(|place| place.own.is_empty())
             .filter_map(|place| place.worker)
-            .filter(|id| self.workers.get(id).is_some_and(|w| w.phase == WorkerPhase::Serving))
+            .filter(|id| {
+                !self.unheard.contains(id)
+                    && self.workers.get(id).is_some_and(|w| w.phase == WorkerPhase::Serving)
+            })
             .collect();
         for id in half_started {
             // Its end leads to a successor, as that of any worker.
@@ -469,7 +475,9 @@ impl Core {
     ) {
         if let FromWorker::Adopted(adopted) = message {
             tracing::info!(worker = id, "answers at last");
+            self.unheard.remove(&id);
             self.adopt_listeners(id, adopted, descriptors, &BTreeMap::new());
+            self.dirty = true;
         }
     }
 }

@@ -103,10 +103,7 @@ impl Core {
             FromWorker::Drained => {
                 self.expect_exit(worker);
             }
-            FromWorker::Failed { message } => {
-                tracing::error!(worker, "{message}");
-                self.expect_exit(worker);
-            }
+            FromWorker::Failed { message } => self.on_failed(worker, &message),
             FromWorker::Adopted(_) => self.on_adopted_late(worker, &message, fds),
             FromWorker::ChannelFailed { .. } => {
                 // If an end has died, that is the news; its pidfd may not have been read yet.
@@ -117,6 +114,21 @@ impl Core {
             | FromWorker::Progress(_)
             | FromWorker::Empty(_)
             | FromWorker::Committed { .. } => self.machine_message(worker, message),
+        }
+    }
+
+    /// A worker cannot go on. A green one fails its reload with the worker's own words.
+    fn on_failed(&mut self, id: WorkerId, message: &str) {
+        tracing::error!(worker = id, "{message}");
+        let green = self.reload.as_ref().map(|reload| reload.green);
+        let generation = self.place_of(id).map(|(generation, _)| generation);
+        if green.is_some() && green == generation {
+            let message = format!("new worker {id}: {message}");
+            self.machine_events.push_back(Event::Failed { message });
+        }
+        // Not an end that was asked for: its place is filled again.
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.kill_at = Some(Instant::now() + EXIT_GRACE);
         }
     }
 
@@ -232,13 +244,16 @@ impl Core {
                 }
                 place.own.push(id);
             } else {
-                let mut sockets = self.listeners.shared(address);
-                if sockets.is_empty() || (self.settings.reuse_port && sockets.len() < workers) {
-                    let reuse = self.settings.reuse_port;
-                    sockets.push(self.listeners.create(address, Role::Shared, reuse, backlog)?);
+                let sockets = self.listeners.shared(address);
+                let reuse = self.settings.reuse_port;
+                let wanted = if reuse { workers } else { 1 };
+                if sockets.len() < wanted {
+                    // One that nobody else accepts from.
+                    let new = self.listeners.create(address, Role::Shared, reuse, backlog)?;
+                    place.own.push(new);
+                } else {
+                    place.own.push(sockets[index as usize % sockets.len()]);
                 }
-                let shares = super::plan::shared_sockets(sockets.len(), workers);
-                place.own.extend(shares[index as usize].iter().map(|&k| sockets[k]));
             }
         }
         Ok(())
@@ -372,6 +387,7 @@ impl Core {
         self.run_dir.remove_worker(id);
         self.proving.forget_worker(id);
         self.status_requests.forget_worker(id);
+        self.unheard.remove(&id);
         if let Some(place) = self
             .generations
             .get_mut(&generation)

@@ -188,6 +188,10 @@ impl Worker {
         let connection = Connection::new(self.now_ms);
         let entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
         let key = self.insert(entry);
+        if self.drain.is_some() {
+            // It was queued before the listener closed: one answer, then goodbye.
+            self.entries[key].connection.close_after_response();
+        }
         self.arm_receive(key);
         self.schedule(key);
         if let Some(job) = &mut self.job {
@@ -264,6 +268,21 @@ impl Worker {
             } else {
                 self.close_retired(index);
             }
+        }
+    }
+
+    /// Closes the listeners that are not armed without looking at what is queued there: the other
+    /// generation accepts from the same ones, and what this one took would only be in its way.
+    pub(super) fn leave_listeners(&mut self) {
+        let idle: Vec<usize> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| !listener.armed)
+            .map(|(index, _)| index)
+            .collect();
+        for index in idle {
+            let listener = self.listeners.remove(index);
+            self.ring.close(listener.socket);
         }
     }
 

@@ -83,7 +83,6 @@ impl Worker {
         for key in due {
             self.close_websocket(key, code);
         }
-        self.remove_settled_channels();
         let on_offer = self.entries.iter().any(|(_, e)| matches!(e.moving, Moving::Offered { .. }));
         if (self.entries.is_empty() && self.accepts_are_over()) || (is_over && !on_offer) {
             let keys: Vec<usize> = self.entries.iter().map(|(key, _)| key).collect();
@@ -120,6 +119,7 @@ impl Worker {
         self.tell(&FromWorker::Committed { reload, incoming });
         if let Some(drain_ms) = drain_ms {
             self.job = None;
+            self.leave_listeners();
             self.begin_drain(drain_ms, false);
         }
         self.timers.shrink();

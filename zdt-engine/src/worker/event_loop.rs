@@ -96,7 +96,16 @@ impl Worker {
 
     /// Bytes from another thread, or that followed a connection from another worker.
     pub(super) fn on_push(&mut self, connection: u64, bytes: &[u8]) {
-        let Some(&key) = self.pushable.get(&connection) else { return };
+        let Some(&key) = self.pushable.get(&connection) else {
+            // It has just moved: the message follows it.
+            if let Some(channel) =
+                self.followed.get(&connection).and_then(|index| self.channels.get_mut(*index))
+                && !channel.forward_push(connection, bytes)
+            {
+                tracing::warn!(connection, "a pushed message could not follow its connection");
+            }
+            return;
+        };
         let entry = &self.entries[key];
         if entry.is_served() {
             self.with_session(key, |session, context| {

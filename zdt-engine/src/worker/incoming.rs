@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::conn::{Environment, ReceiveEnd};
 use crate::control::{FromWorker, IncomingReport};
-use crate::handoff::{Arrival, Channel, Received};
+use crate::handoff::{Arrival, Received};
 use crate::sys;
 
 use super::Worker;
@@ -145,7 +145,6 @@ impl Worker {
         self.status.adopted += 1;
         let slot = self.scoreboard_slot();
         slot.adopted_in.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.with_session(key, |session, context| session.on_resume(context));
         self.thaw(key);
         if let Some(job) = &mut self.job {
             job.add_newcomer(key); // a rollback may already be under way
@@ -163,7 +162,8 @@ impl Worker {
         let end = entry.connection.receive_end;
         let has_pending = !entry.connection.pending().is_empty();
         self.send_unsent(key);
-        if has_pending {
+        self.with_session(key, |session, context| session.on_resume(context));
+        if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);
         }
         if !self.entries.contains(key) {
@@ -201,22 +201,22 @@ impl Worker {
 
     /// Ends the channels of a reload; what is still on offer is settled first.
     pub(super) fn close_channels(&mut self, reload: u64) {
+        self.followed.clear();
         for (_, channel) in &mut self.channels {
             if channel.info.reload == reload {
-                channel.close();
+                channel.retire();
             }
         }
         self.advance_handoff();
-        self.remove_settled_channels();
     }
 
-    /// Unmaps closed channels without open offers. One whose peer sits between ADOPTED and STARTED
+    /// Unmaps retired channels without open offers. One whose peer sits between ADOPTED and STARTED
     /// stays until the peer goes on or dies.
     pub(super) fn remove_settled_channels(&mut self) {
         let settled: Vec<usize> = self
             .channels
             .iter()
-            .filter(|(_, channel)| is_settled(channel))
+            .filter(|(_, channel)| channel.is_retired() && channel.open_offers() == 0)
             .map(|(index, _)| index)
             .collect();
         for index in settled {
@@ -231,10 +231,4 @@ impl Worker {
             }
         }
     }
-}
-
-fn is_settled(channel: &Channel) -> bool {
-    channel.phase() == crate::handoff::Phase::Closed
-        && channel.failure().is_none()
-        && channel.open_offers() == 0
 }

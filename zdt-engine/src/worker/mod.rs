@@ -90,7 +90,10 @@ struct Worker {
     intake: Intake,
 
     inbox: Arc<Inbox>,
+    /// Connections whose session has a [`crate::service::Pusher`], by id.
     pushable: HashMap<u64, usize>,
+    /// Those of them that have moved during this reload, and over which channel.
+    followed: HashMap<u64, usize>,
 
     drain: Option<Drain>,
     exit: bool,

@@ -119,6 +119,7 @@ impl Hindrance {
 impl Worker {
     /// Freeze and hand off everything.
     pub(super) fn begin_handoff(&mut self, reload: u64) {
+        self.end_handoff();
         let mut job = HandoffJob::new(reload);
         let active_after = self.now_ms.saturating_sub(ACTIVE_MS);
         for (key, entry) in &mut self.entries {
@@ -216,6 +217,7 @@ impl Worker {
             }
             self.channels[index].announce_answers();
         }
+        self.remove_settled_channels();
     }
 
     fn channel_indices(&self) -> Vec<usize> {
@@ -265,6 +267,9 @@ impl Worker {
         let Moving::Offered { channel } = self.entries[key].moving else {
             unreachable!("only offered connections are answered");
         };
+        if self.pushable.contains_key(&self.entries[key].id) {
+            self.followed.insert(self.entries[key].id, channel);
+        }
         let entry = self.forget(key);
         self.status.moved += 1;
         let slot = self.scoreboard_slot();

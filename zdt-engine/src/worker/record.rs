@@ -209,6 +209,23 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
 }
 
 impl RoundTrip {
+    /// Restores any bytes; true if they were a valid record, which is kept then.
+    pub fn try_restore(&mut self, bytes: &[u8]) -> bool {
+        let environment = Environment {
+            limits: &self.config.limits,
+            websocket: &self.config.websocket,
+            now_ms: 0,
+            date: &[],
+        };
+        match restore(bytes, &environment, &mut self.service) {
+            Ok(entry) => {
+                self.entry = entry;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     /// Saves, restores, keeps the restored connection for the next turn. Returns the record's size.
     pub fn run(&mut self) -> usize {
         self.record.clear();

@@ -195,6 +195,7 @@ impl Worker {
             intake: Intake::new(),
             inbox,
             pushable: HashMap::new(),
+            followed: HashMap::new(),
             drain: None,
             exit: false,
         })

@@ -8,4 +8,6 @@ mod handoff_basic;
 mod handoff_faults;
 mod http1_differential;
 mod layers;
+mod push;
 mod steering;
+mod supervisor;

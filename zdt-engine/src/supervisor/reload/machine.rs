@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::stages::{HandingOff, RollingBack, Settling, Stage, Starting};
+use super::rollback::RollingBack;
+use super::stages::{HandingOff, Settling, Stage, Starting};
 use super::{Facts, Outcome};
 use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker};
 use crate::supervisor::WorkerId;

@@ -9,6 +9,7 @@
 //! Must not know: descriptors, sockets, maps, clocks.
 
 mod machine;
+mod rollback;
 mod stages;
 mod verdict;
 

@@ -7,15 +7,13 @@
 //! Must not know: descriptors, sockets, maps, clocks.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Outcome;
 use super::machine::{Action, Event, Mark, Member, Shared};
+use super::rollback::{Returning, RollingBack, Undoing};
 use crate::control::{FromWorker, Hello, ToWorker};
 use crate::supervisor::{WorkerId, plan};
-
-/// How long blue may take to cancel its offers before it accepts again anyway.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -418,124 +416,6 @@ impl Committing {
     }
 }
 
-/// Blue takes back what nobody has adopted, and then accepts again.
-#[derive(Debug)]
-pub(super) struct RollingBack {
-    why: String,
-    waiting: BTreeSet<WorkerId>,
-    deadline: Instant,
-}
-
-impl RollingBack {
-    pub fn begin(shared: &mut Shared, why: String, now: Instant) -> Stage {
-        shared.act(Action::Persist(Mark::RollingBack));
-        shared.act(Action::FlipBack);
-        let reload = shared.id;
-        let mut waiting = BTreeSet::new();
-        if shared.handoff_begun {
-            for worker in shared.live_blue() {
-                shared.send(worker, ToWorker::CancelHandoff { reload });
-                waiting.insert(worker);
-            }
-        }
-        // Blue does not accept meanwhile: an answer that a hanging green holds up is not waited for.
-        let deadline = now + shared.options.answer_timeout.min(CANCEL_PATIENCE);
-        RollingBack { why, waiting, deadline }.settle(shared, now, &Event::Flipped)
-    }
-
-    fn handle(mut self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        remove_empty(&mut self.waiting, shared.id, &event);
-        self.settle(shared, now, &event)
-    }
-
-    fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
-            return Returning::begin(shared, self.why, now);
-        }
-        Stage::RollingBack(self)
-    }
-}
-
-/// Green hands back what it has.
-#[derive(Debug)]
-pub(super) struct Returning {
-    why: String,
-    waiting: BTreeSet<WorkerId>,
-    deadline: Instant,
-}
-
-impl Returning {
-    fn begin(shared: &mut Shared, why: String, now: Instant) -> Stage {
-        let reload = shared.id;
-        let mut waiting = BTreeSet::new();
-        if shared.handoff_begun {
-            for worker in shared.live_blue() {
-                shared.send(worker, ToWorker::ResumeAccepting);
-            }
-        }
-        if shared.channels_opened {
-            let green = shared.live_green();
-            for &worker in &green {
-                shared.send(worker, ToWorker::Handoff { reload });
-            }
-            for &worker in &green {
-                shared.send(worker, ToWorker::StopAccepting { reload });
-            }
-            waiting.extend(green);
-        }
-        let deadline = now + shared.options.handoff_timeout;
-        Returning { why, waiting, deadline }.settle(shared, now, &Event::Flipped)
-    }
-
-    fn handle(mut self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        remove_empty(&mut self.waiting, shared.id, &event);
-        self.settle(shared, now, &event)
-    }
-
-    fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
-            return Undoing::begin(shared, self.why, now);
-        }
-        Stage::Returning(self)
-    }
-}
-
-/// Green is let go, blue is told that the reload is over.
-#[derive(Debug)]
-pub(super) struct Undoing {
-    why: String,
-    waiting: BTreeSet<WorkerId>,
-    deadline: Instant,
-}
-
-impl Undoing {
-    fn begin(shared: &mut Shared, why: String, now: Instant) -> Stage {
-        let (reload, drain_ms) = (shared.id, Some(shared.options.drain_ms()));
-        let (blue, green) = (shared.live_blue(), shared.live_green());
-        for &worker in &green {
-            shared.send(worker, ToWorker::Commit { reload, drain_ms });
-        }
-        for &worker in &blue {
-            shared.send(worker, ToWorker::Commit { reload, drain_ms: None });
-        }
-        let waiting = blue.into_iter().chain(green).collect();
-        let deadline = now + shared.options.answer_timeout;
-        Undoing { why, waiting, deadline }.settle(shared, now, &Event::Flipped)
-    }
-
-    fn handle(mut self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        remove_committed(&mut self.waiting, shared.id, &event);
-        self.settle(shared, now, &event)
-    }
-
-    fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
-            return finish(shared, Outcome::RolledBack(self.why));
-        }
-        Stage::Undoing(self)
-    }
-}
-
 impl Shared {
     /// Whether a failed channel is news: with one end dead its failure is a consequence, and the
     /// death has its own event.
@@ -662,16 +542,16 @@ fn abandon(shared: &mut Shared, outcome: Outcome) -> Stage {
     finish(shared, outcome)
 }
 
-fn finish(shared: &mut Shared, outcome: Outcome) -> Stage {
+pub(super) fn finish(shared: &mut Shared, outcome: Outcome) -> Stage {
     shared.act(Action::Finish(outcome));
     Stage::Finished
 }
 
-fn is_due(event: &Event, now: Instant, deadline: Instant) -> bool {
+pub(super) fn is_due(event: &Event, now: Instant, deadline: Instant) -> bool {
     matches!(event, Event::Tick) && now >= deadline
 }
 
-fn remove_empty(waiting: &mut BTreeSet<WorkerId>, reload: u64, event: &Event) {
+pub(super) fn remove_empty(waiting: &mut BTreeSet<WorkerId>, reload: u64, event: &Event) {
     match event {
         Event::Message { worker, message } => {
             if let FromWorker::Empty(report) = message.as_ref()
@@ -687,7 +567,7 @@ fn remove_empty(waiting: &mut BTreeSet<WorkerId>, reload: u64, event: &Event) {
     }
 }
 
-fn remove_committed(waiting: &mut BTreeSet<WorkerId>, reload: u64, event: &Event) {
+pub(super) fn remove_committed(waiting: &mut BTreeSet<WorkerId>, reload: u64, event: &Event) {
     match event {
         Event::Message { worker, message } => {
             if let FromWorker::Committed { reload: of, .. } = message.as_ref()

@@ -74,14 +74,21 @@ pub struct Tally {
     pub dead: bool,
 }
 
-/// Connections that died with their process. What the dead had open is lost, but for those that
-/// others started without the dead having lived to count them as moved.
+/// Connections that died with their process.
+///
+/// What the dead had open is lost, but for those that others started without the dead having lived
+/// to count them as moved; and what others count as moved is lost, too, where the dead did not live to
+/// count it as adopted.
 pub fn lost_connections(tallies: &[Tally]) -> u64 {
-    let sum = |figure: fn(&Tally) -> u64| tallies.iter().map(figure).sum::<u64>();
-    let open_in_dead =
-        tallies.iter().filter(|tally| tally.dead).map(|t| t.connections).sum::<u64>();
-    let uncounted = sum(|tally| tally.adopted_in).saturating_sub(sum(|tally| tally.moved_out));
-    open_in_dead.saturating_sub(uncounted)
+    if !tallies.iter().any(|tally| tally.dead) {
+        return 0;
+    }
+    let sum = |figure: fn(&Tally) -> u64| {
+        tallies.iter().map(|tally| i128::from(figure(tally))).sum::<i128>()
+    };
+    let open_in_dead = sum(|tally| if tally.dead { tally.connections } else { 0 });
+    let lost = open_in_dead + sum(|tally| tally.moved_out) - sum(|tally| tally.adopted_in);
+    u64::try_from(lost).unwrap_or(0)
 }
 
 /// Percentiles of the time that moved connections were not served, in microseconds.
@@ -270,6 +277,8 @@ mod tests {
         let tallies = [tally(80, 20, 0, false), tally(25, 0, 20, true)];
         assert_eq!(lost_connections(&tallies), 25);
         assert_eq!(lost_connections(&[tally(80, 20, 0, false), tally(20, 0, 20, false)]), 0);
+        // It died between the start of its tenth connection and the counting of it.
+        assert_eq!(lost_connections(&[tally(30, 10, 0, false), tally(9, 0, 9, true)]), 10);
     }
 
     #[test]
