@@ -7,6 +7,7 @@ mod freeze;
 mod handoff_basic;
 mod handoff_faults;
 mod http1_differential;
+mod layers;
 mod push;
 mod steering;
 mod supervisor;
