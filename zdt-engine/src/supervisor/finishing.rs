@@ -27,6 +27,7 @@ impl Core {
             migrate: true,
         });
         self.complete(&mut verdict, wanted.requested, self.current);
+        verdict.reload = 0;
         self.announce(verdict, &wanted.waiters);
     }
 
@@ -99,6 +100,7 @@ impl Core {
     }
 
     fn finish_committed(&mut self, reload: &ActiveReload, drain: Duration, verdict: &Verdict) {
+        self.retire_slots(reload.blue);
         if let Some(blue) = reload.blue {
             self.start_drain(blue, drain, verdict);
         }

@@ -49,7 +49,8 @@ impl Core {
 
     pub fn flip(&mut self) {
         if fault_point!("supervisor.before_flip") {
-            self.fail_reload("fault point supervisor.before_flip");
+            let message = "fault point supervisor.before_flip".to_owned();
+            self.machine_events.push_back(Event::NotFlipped { message });
             return;
         }
         let Some(reload) = &self.reload else { return };
@@ -71,7 +72,12 @@ impl Core {
             self.share_sockets(green)
         };
         if let Err(message) = done {
-            self.fail_reload(message);
+            // Without eBPF some workers may have been given their sockets.
+            if self.steer.is_ebpf() {
+                self.machine_events.push_back(Event::NotFlipped { message });
+            } else {
+                self.fail_reload(message);
+            }
             return;
         }
         tracing::info!(generation = green, "flip");

@@ -30,11 +30,14 @@ pub enum LinkEvent {
     Exited,
 }
 
+/// Messages with their descriptors, in order.
+type Waiting = RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>;
+
 /// The connection. Dropping it ends it, and the watch.
 #[derive(Debug)]
 pub struct Link {
     socket: Rc<AsyncFd<OwnedFd>>,
-    waiting: Rc<RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>>,
+    waiting: Rc<Waiting>,
     watch: tokio::task::JoinHandle<()>,
 }
 
@@ -99,10 +102,7 @@ pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<Asy
     AsyncFd::with_interest(descriptor, interest)
 }
 
-async fn flush(
-    socket: Rc<AsyncFd<OwnedFd>>,
-    waiting: Rc<RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>>,
-) {
+async fn flush(socket: Rc<AsyncFd<OwnedFd>>, waiting: Rc<Waiting>) {
     loop {
         let Ok(mut ready) = socket.writable().await else { return };
         loop {

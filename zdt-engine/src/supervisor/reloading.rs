@@ -318,7 +318,7 @@ impl Core {
         }
         let Some(reload) = &mut self.reload else { return };
         reload.mark = mark;
-        let (blue, first) = (reload.blue, reload.blue.is_none());
+        let first = reload.blue.is_none();
         match self.save().await {
             Ok(()) => {
                 self.dirty = false;
@@ -333,11 +333,8 @@ impl Core {
                 return;
             }
         }
-        if mark == Mark::Committed && !first {
-            self.retire_slots(blue);
-            if fault_point!("supervisor.after_commit") {
-                tracing::warn!("fault point supervisor.after_commit: there is no way back");
-            }
+        if mark == Mark::Committed && !first && fault_point!("supervisor.after_commit") {
+            tracing::warn!("fault point supervisor.after_commit: there is no way back");
         }
     }
 

@@ -19,7 +19,7 @@ use super::scoreboard::Board;
 use super::steer::Steer;
 use super::succession::{Decision, Flip, Found, decide};
 use super::{WorkerId, store};
-use crate::config::MAX_WORKERS;
+use crate::config::{MAX_WORKERS, SteeringMode};
 use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
 
 /// Builds the supervisor from what is left.
@@ -37,6 +37,10 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
             .iter_mut()
             .find_map(|survivor| take_board(survivor.answer.as_mut()?))
             .ok_or("no worker answers: wait until one does, or end them with `zdt stop --now`")??;
+    let wanted = setup.settings.steering;
+    if state.steering == "plain" && wanted == SteeringMode::Ebpf {
+        tracing::warn!("the workers run without eBPF steering; it needs a stop and a start");
+    }
     let steer = if state.steering == "ebpf" {
         Steer::reopen(setup.settings.policy, setup.run_dir.path()).map_err(|error| {
             format!(
@@ -426,9 +430,6 @@ impl Core {
         let (blue, green) = (side(&reload.blue_workers), side(&reload.green_workers));
         let mut options = options(&self.settings, true);
         options.migrate = reload.migrate;
-        if at == Resume::Committed {
-            self.retire_slots(reload.blue);
-        }
         let (machine, actions) =
             Machine::resume(reload.id, options, blue, green, at, Instant::now());
         self.reload = Some(ActiveReload {

@@ -20,6 +20,9 @@ use super::tokens::Token;
 /// Pause after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often the accept queues are looked into without a wake-up; the loop's heartbeat.
+const SWEEP_INTERVAL_MS: u64 = 1_000;
+
 /// A listening socket in this worker.
 pub struct Listener {
     pub info: ListenerInfo,
@@ -90,6 +93,17 @@ impl Worker {
         let indices: Vec<usize> = self.listeners.iter().map(|(index, _)| index).collect();
         for index in indices {
             self.sweep(index);
+        }
+    }
+
+    /// Once in a while looks into the accept queues unasked. An accept waits exclusively, so that one
+    /// connection wakes one worker: if that is one whose process has just been killed, and whose ring the
+    /// kernel has not taken down yet, the wake-up is lost, and the connection would wait for the next
+    /// one on the same listener.
+    pub(super) fn sweep_overlooked(&mut self) {
+        if self.accepting && self.now_ms >= self.next_sweep_ms {
+            self.next_sweep_ms = self.now_ms + SWEEP_INTERVAL_MS;
+            self.sweep_all();
         }
     }
 

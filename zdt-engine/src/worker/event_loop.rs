@@ -34,6 +34,7 @@ impl Worker {
             while let Some((key, tag)) = self.timers.pop_due(self.now_ms) {
                 self.on_timer(key, tag);
             }
+            self.sweep_overlooked();
             self.advance_handoff();
             self.advance_drain();
             self.flush_control();

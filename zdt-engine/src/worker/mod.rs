@@ -83,6 +83,8 @@ struct Worker {
 
     listeners: Slab<Listener>,
     accepting: bool,
+    /// When the accept queues are looked into next, woken or not.
+    next_sweep_ms: u64,
     probes: Vec<accept::Probe>,
 
     channels: Slab<Channel>,

@@ -189,6 +189,7 @@ impl Worker {
             shared_descriptors,
             listeners: Slab::new(),
             accepting: true,
+            next_sweep_ms: 0,
             probes: Vec::new(),
             channels: Slab::new(),
             job: None,

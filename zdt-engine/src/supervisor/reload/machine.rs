@@ -80,6 +80,11 @@ pub enum Event {
     },
     /// The flip is done.
     Flipped,
+    /// It could not be done, and nothing has changed.
+    NotFlipped {
+        /// What, where, what to do.
+        message: String,
+    },
     /// A message of the handoff from a worker.
     Message {
         /// The worker.
@@ -286,10 +291,10 @@ impl Machine {
         match &event {
             Event::Exited { worker, .. } => self.shared.mark_dead(*worker),
             Event::Message { worker, message } => match message.as_ref() {
-                FromWorker::Progress(report) | FromWorker::Empty(report) => {
-                    if report.reload == self.shared.id {
-                        self.shared.note_report(*worker, report.clone());
-                    }
+                FromWorker::Progress(report) | FromWorker::Empty(report)
+                    if report.reload == self.shared.id =>
+                {
+                    self.shared.note_report(*worker, report.clone());
                 }
                 FromWorker::Committed { reload, incoming } if *reload == self.shared.id => {
                     self.shared.note_incoming(*worker, incoming.clone());

@@ -165,8 +165,12 @@ pub(super) struct Flipping {
 
 impl Flipping {
     fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        if let Event::Flipped = event {
-            return Settling::begin(shared, now);
+        match event {
+            Event::Flipped => return Settling::begin(shared, now),
+            Event::NotFlipped { message } => {
+                return abandon(shared, Outcome::FailedBeforeFlip(message));
+            }
+            _ => {}
         }
         match after_flip(shared, &event) {
             Some(why) => fail(shared, why, now),
@@ -214,12 +218,12 @@ impl Settling {
                 FromWorker::ChannelReady { reload, channel } if *reload == shared.id => {
                     self.channels.remove(&(*worker, *channel));
                 }
-                FromWorker::ChannelFailed { reload, channel, reason } if *reload == shared.id => {
-                    // Its other end may have died: then that is what matters, and it is on its way.
-                    if self.channels.contains(&(*worker, *channel)) {
-                        let why = format!("channel {channel} to worker {worker}: {reason}");
-                        return fail(shared, why, now);
-                    }
+                // If its other end has died, that is what matters, and is on its way.
+                FromWorker::ChannelFailed { reload, channel, reason }
+                    if *reload == shared.id && self.channels.contains(&(*worker, *channel)) =>
+                {
+                    let why = format!("channel {channel} to worker {worker}: {reason}");
+                    return fail(shared, why, now);
                 }
                 _ => {}
             },

@@ -227,6 +227,12 @@ pub fn verdict(output: &Output) -> Value {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(80)..];
+            eprintln!("the engine's log:\n{}", last.join("\n"));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         // Workers survive their supervisor; by the numbers that it wrote down, if they still are.
