@@ -23,12 +23,6 @@ const EXCEPTIONS: [(&str, &str, &str); 2] = [
         "the supervisor starts its own admin endpoint; it should be handed one by `cli`, which is \
          above both",
     ),
-    (
-        "state/mod.rs",
-        "control",
-        "`VersionRange` is what both ends compare in their hellos; it should live in `state`, or \
-         below both",
-    ),
 ];
 
 /// Files that do not say what they must not know, and why.
