@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::WorkerConfig;
+pub use crate::state::VersionRange;
 
 /// Versions of this protocol that this build speaks: the oldest and the newest.
 pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
@@ -22,23 +23,6 @@ pub const MAX_MESSAGE_BYTES: usize = 128 << 10;
 
 /// Most descriptors with one message (a third of the kernel's SCM_MAX_FD).
 pub const MAX_MESSAGE_FDS: usize = 64;
-
-/// An inclusive range of versions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VersionRange {
-    /// The oldest version that is understood.
-    pub oldest: u16,
-    /// The newest version that is understood.
-    pub newest: u16,
-}
-
-impl VersionRange {
-    /// The newest version that both ranges hold.
-    pub fn newest_common(self, other: VersionRange) -> Option<u16> {
-        let newest = self.newest.min(other.newest);
-        (newest >= self.oldest.max(other.oldest)).then_some(newest)
-    }
-}
 
 /// First message in both directions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

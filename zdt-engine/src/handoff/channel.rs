@@ -20,8 +20,8 @@ use crate::{fdpass, state, sys};
 /// Versions of the handoff protocol that this build speaks.
 pub const HANDOFF_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
 
-/// Records above this travel in a memfd: a quarter of the ring.
-pub const MAX_INLINE_RECORD: usize = crate::shm::channel::RING_BYTES / 4;
+/// Records above this travel in a memfd: a quarter of the ring, with room for the ring's own header.
+pub const MAX_INLINE_RECORD: usize = crate::shm::channel::RING_BYTES / 4 - 64;
 
 /// How far a channel is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

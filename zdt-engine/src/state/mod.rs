@@ -37,7 +37,7 @@
 
 use std::time::Duration;
 
-use crate::control::VersionRange;
+use serde::{Deserialize, Serialize};
 
 mod read;
 mod write;
@@ -47,6 +47,23 @@ mod tests;
 
 pub use read::{Record, Section, Sections, StateError};
 pub use write::Writer;
+
+/// An inclusive range of versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRange {
+    /// The oldest version that is understood.
+    pub oldest: u16,
+    /// The newest version that is understood.
+    pub newest: u16,
+}
+
+impl VersionRange {
+    /// The newest version that both ranges hold.
+    pub fn newest_common(self, other: VersionRange) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
 
 /// Bytes of an envelope.
 pub const ENVELOPE_BYTES: usize = 40;

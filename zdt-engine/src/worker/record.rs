@@ -97,6 +97,9 @@ fn boot_hash() -> u64 {
 
 /// Writes the record of a connection that was frozen at `entry.frozen_ns`.
 pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Result<(), Busy> {
+    if variable_bytes(entry) > MAX_VARIABLE_BYTES {
+        return Err(Busy("record-too-large"));
+    }
     let freeze = FreezeInstant { boot_hash: boot_hash(), boottime_ns: entry.frozen_ns };
     let mut writer = Writer::new(bytes, freeze);
     entry.connection.save(now_ms, &mut writer);
@@ -123,6 +126,9 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     if let Some(session) = &entry.session {
         let mut saved = Vec::new();
         session.save(&mut saved)?;
+        if variable_bytes(entry) + saved.len() > MAX_VARIABLE_BYTES {
+            return Err(Busy("record-too-large"));
+        }
         let kind = session.kind();
         let head = SessionHead { kind_bytes: kind.len() as u16, version: session.version() };
         writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), &saved]);
@@ -131,11 +137,18 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     Ok(())
 }
 
+/// What a record may have beside its fixed parts; a reader refuses more than
+/// [`state::MAX_RECORD_BYTES`] in all.
+const MAX_VARIABLE_BYTES: usize = state::MAX_RECORD_BYTES - (64 << 10);
+
+fn variable_bytes(entry: &Entry) -> usize {
+    entry.queued() + entry.connection.saved_bytes()
+}
+
 /// About as many bytes as the connection's record will have, a session's own state aside.
 pub fn estimate(entry: &Entry) -> usize {
     const FIXED: usize = 512;
-    let queued = entry.queued();
-    let bytes = FIXED + queued + entry.connection.saved_bytes();
+    let bytes = FIXED + variable_bytes(entry);
     // A larger one travels beside the ring.
     if bytes > crate::handoff::MAX_INLINE_RECORD { FIXED } else { bytes }
 }

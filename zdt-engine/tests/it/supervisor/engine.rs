@@ -21,6 +21,8 @@ pub struct Options {
     pub config: String,
     /// More arguments.
     pub args: Vec<String>,
+    /// Another program than the one under test.
+    pub binary: Option<PathBuf>,
 }
 
 impl Options {
@@ -260,7 +262,11 @@ fn write_config(dir: &Path, text: &str, listen: &str) {
 }
 
 fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zdt"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_zdt")), dir, args)
+}
+
+fn command_of(binary: &Path, dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     command.arg(args[0]).arg("--run-dir").arg(dir.join("run")).args(&args[1..]);
     command.stdin(Stdio::null());
     command
@@ -272,7 +278,9 @@ fn spawn(dir: &Path, options: &Options) -> Child {
         .append(true)
         .open(dir.join("log"))
         .expect("open the log");
-    let mut command = command(dir, &["serve", "--config"]);
+    let default_binary = Path::new(env!("CARGO_BIN_EXE_zdt"));
+    let binary = options.binary.as_deref().unwrap_or(default_binary);
+    let mut command = command_of(binary, dir, &["serve", "--config"]);
     command.arg(dir.join("zdt.toml"));
     if !options.config.contains("workers =") {
         command.args(["--workers", "2"]);
