@@ -1,5 +1,6 @@
 //! Clients: a WebSocket client that is not ours (tungstenite), and raw bytes.
 
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use tungstenite::{Message, WebSocket};
@@ -41,4 +42,21 @@ pub fn count(client: &mut Client) -> (u64, u64) {
     };
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
     (answer["n"].as_u64().expect("n"), answer["generation"].as_u64().expect("generation"))
+}
+
+/// Echoes one message on `/ws/echo` and compares.
+#[track_caller]
+pub fn echo(client: &mut Client, message: Message) {
+    client.send(message.clone()).expect("send");
+    assert_eq!(client.read().expect("read"), message);
+}
+
+/// Writes a request and reads until the peer closes.
+#[track_caller]
+pub fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let mut stream = connect(address);
+    stream.write_all(request).expect("write");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("read");
+    answer
 }
