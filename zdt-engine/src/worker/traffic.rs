@@ -416,16 +416,20 @@ impl Worker {
         if entry.paused {
             if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
                 entry.paused = false;
-                self.arm_receive(key);
                 if pending > 0 {
+                    // It ends here again. Until these bytes are worked off no receive is armed: the
+                    // kernel would fill buffers with more of them before it came to the next cancel.
                     return self.process_pending(key, false);
                 }
+                self.arm_receive(key);
             }
         } else if must_pause {
             entry.paused = true;
             if entry.receiving {
                 self.ring.cancel(receive_operation(key));
             }
+        } else {
+            self.arm_receive(key);
         }
         self.schedule(key);
     }
