@@ -142,11 +142,11 @@ impl Connection {
                     // RFC 9110 §15.5.9.
                     machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
                 }
-                self.end();
+                self.end_overdue(environment.now_ms);
                 Overdue::End
             }
             (Waiting::NextRequest, _) => {
-                self.end();
+                self.end_overdue(environment.now_ms);
                 Overdue::End
             }
             _ => {
@@ -154,5 +154,12 @@ impl Connection {
                 Overdue::Drop
             }
         }
+    }
+
+    /// The old deadline must not strike again before the output has left.
+    fn end_overdue(&mut self, now_ms: u64) {
+        self.end();
+        self.waiting = Waiting::End;
+        self.since_ms = now_ms;
     }
 }

@@ -34,6 +34,7 @@ impl Worker {
             let entry = &mut self.entries[key];
             if entry.connection.is_idle_http() && entry.moving == Moving::No {
                 entry.connection.end();
+                entry.connection.on_progress(self.now_ms, false, entry.queued() > 0);
                 self.settle(key);
             } else if entry.connection.protocol() == "websocket" {
                 to_close.push(key);
