@@ -1,6 +1,6 @@
 //! The supervisor: owns listeners, steering maps and workers, and replaces generations.
 //!
-//! One thread, one loop ([`core`]): messages from workers, ends of processes, commands, signals and
+//! One thread, one loop (`core`): messages from workers, ends of processes, commands, signals and
 //! time come in one at a time. What a reload does next is decided by the pure machine in
 //! [`reload`]; this module carries its actions out.
 //!

@@ -193,7 +193,9 @@ impl Worker {
                 at(self.now_ms + 1);
             }
             if !job.reported {
-                at(self.now_ms + PROGRESS_MS);
+                // After the sweep nothing wakes the loop, and the end may be a turn away.
+                let at_end = job.swept && job.waiting.is_empty() && job.freezing.is_empty();
+                at(self.now_ms + if at_end { 1 } else { PROGRESS_MS });
             }
         }
         due_ms

@@ -288,7 +288,8 @@ fn reloads_leave_no_descriptor_behind() {
         }
         clients.count_all_in(12);
         eventually("old listeners are let go", settled);
-        assert_eq!(open(engine.pid()), before, "descriptors of the supervisor");
+        // The connection of the last status may just be closing.
+        eventually("no descriptor is left over", || open(engine.pid()) <= before);
         let most = 40;
         for worker in engine.workers(12) {
             let count = open(worker);
