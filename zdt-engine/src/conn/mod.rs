@@ -18,7 +18,7 @@ use crate::proto::http1::{self, Http1, ResponseState};
 use crate::proto::websocket::{self, MessageKind, WebSocket};
 use crate::proto::{Input, Payload};
 
-pub use deadline::Overdue;
+pub use deadline::{Overdue, Progress};
 pub use persist::{KNOWN_SECTIONS, RestoreError};
 pub use request::Upgrade;
 
@@ -102,6 +102,9 @@ pub struct Connection {
     /// What the deadline is for, and since when it runs.
     waiting: Waiting,
     since_ms: u64,
+    /// A WebSocket's last sign of life, or when it was pinged for want of one.
+    alive_ms: u64,
+    is_pinged: bool,
     /// How the receiving direction ended.
     pub receive_end: ReceiveEnd,
     /// True once shutdown(SHUT_WR) was called.
@@ -116,6 +119,8 @@ impl Connection {
             pending: Vec::new(),
             waiting: Waiting::FirstHead,
             since_ms: now_ms,
+            alive_ms: now_ms,
+            is_pinged: false,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
         }

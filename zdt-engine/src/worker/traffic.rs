@@ -12,7 +12,7 @@
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
-use crate::conn::{Environment, Event, Overdue, ReceiveEnd};
+use crate::conn::{Environment, Event, Overdue, Progress, ReceiveEnd};
 use crate::proto::Input;
 use crate::proto::http1::BodyKind;
 use crate::proto::websocket::MessageKind;
@@ -99,7 +99,8 @@ impl Worker {
         if !input.is_empty() {
             entry.connection.keep(input.peek());
         }
-        entry.connection.on_progress(self.now_ms, true, !out.is_empty() || entry.queued() > 0);
+        let has_unsent = !out.is_empty() || entry.queued() > 0;
+        entry.connection.on_progress(self.now_ms, Progress::Received, has_unsent);
         self.send_output(key, out);
     }
 
@@ -114,7 +115,9 @@ impl Worker {
         let left = input.len();
         let entry = &mut self.entries[key];
         entry.connection.put_back(bytes, total - left);
-        entry.connection.on_progress(self.now_ms, progress, !out.is_empty() || entry.queued() > 0);
+        let has_unsent = !out.is_empty() || entry.queued() > 0;
+        let progress = if progress { Progress::Received } else { Progress::None };
+        entry.connection.on_progress(self.now_ms, progress, has_unsent);
         self.send_output(key, out);
     }
 
@@ -275,7 +278,7 @@ impl Worker {
             entry.session = Some(session);
         }
         entry.connection.after_input();
-        entry.connection.on_progress(*now_ms, false, !out.is_empty() || queued > 0);
+        entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);
         let goes_on = was_blocked
             && !entry.paused
             && entry.connection.wants_input()
@@ -371,7 +374,8 @@ impl Worker {
         }
         self.send_unsent(key);
         let entry = &mut self.entries[key];
-        entry.connection.on_progress(self.now_ms, sent > 0, entry.queued() > 0);
+        let progress = if sent > 0 { Progress::Sent } else { Progress::None };
+        entry.connection.on_progress(self.now_ms, progress, entry.queued() > 0);
         self.give_room(key);
     }
 
