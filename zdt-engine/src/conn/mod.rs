@@ -191,6 +191,21 @@ impl Connection {
         }
     }
 
+    /// True if [`Connection::next_event`] may yield something without further bytes from the peer: the
+    /// end of a request is an event of its own, also where its last byte has been consumed.
+    pub fn has_events_due(&self) -> bool {
+        self.is_end_due() || !self.pending.is_empty()
+    }
+
+    fn is_end_due(&self) -> bool {
+        matches!(&self.stage, Stage::Http1(machine) if machine.is_end_due())
+    }
+
+    /// True unless what is pending must wait for the response in progress.
+    pub fn can_go_on(&self) -> bool {
+        self.pending.is_empty() || self.is_end_due() || self.wants_input()
+    }
+
     /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
     /// the response in progress.
     pub fn next_event<'b>(

@@ -160,7 +160,7 @@ impl Worker {
         entry.paused = false;
         entry.scheduled_ms = u64::MAX;
         let end = entry.connection.receive_end;
-        let has_pending = !entry.connection.pending().is_empty();
+        let has_pending = entry.connection.has_events_due();
         self.send_unsent(key);
         self.with_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {

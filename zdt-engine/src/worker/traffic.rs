@@ -414,10 +414,11 @@ impl Worker {
         let must_pause =
             queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
-            if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
+            if queued <= bound / 2 && entry.connection.can_go_on() {
                 entry.paused = false;
+                let goes_on = entry.connection.has_events_due();
                 self.arm_receive(key);
-                if pending > 0 {
+                if goes_on {
                     return self.process_pending(key, false);
                 }
             }

@@ -6,6 +6,7 @@ mod skip;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;
+mod hostile_back_pressure;
 mod http1_differential;
 mod push;
 mod steering;
