@@ -173,8 +173,9 @@ impl Worker {
             self.on_receive_end(key, end);
         } else {
             self.arm_receive(key);
-            self.give_room(key);
         }
+        // Also behind a FIN: the session may have waited for a send that ended during the freeze.
+        self.give_room(key);
     }
 
     /// The enter that armed the receives has returned: their blackout is over.
