@@ -315,6 +315,14 @@ impl Connection {
         false
     }
 
+    /// True if the request in progress lacks a part that cannot come any more (RFC 9112 §8). What is
+    /// pending must have been offered to [`Connection::next_event`] before.
+    pub fn is_cut_off(&self) -> bool {
+        self.receive_end == ReceiveEnd::Fin
+            && matches!(&self.stage, Stage::Http1(machine)
+                if is_responding(machine) && machine.wants_input())
+    }
+
     /// For a graceful stop: the response in progress, or the next one, is the last.
     pub fn close_after_response(&mut self) {
         if let Stage::Http1(machine) = &mut self.stage {

@@ -79,10 +79,25 @@ impl Worker {
             entry.connection.receive_end = end;
             return self.drop_connection(key);
         }
-        if entry.connection.on_receive_end(end) {
+        let is_over = entry.connection.on_receive_end(end);
+        // While paused, the rest of the request may be among what is kept.
+        let waits = entry.paused && !entry.connection.pending().is_empty();
+        if is_over {
             self.end_session(key);
+        } else if !waits {
+            self.end_if_cut_off(key);
         }
         self.settle(key);
+    }
+
+    /// Ends an exchange whose request can never be complete: its client would otherwise hold it, and
+    /// its session, until the stall time-out.
+    fn end_if_cut_off(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.connection.is_cut_off() {
+            entry.connection.end();
+            self.end_session(key);
+        }
     }
 
     /// Bytes that arrived in one piece: they are parsed where they are.
@@ -114,6 +129,11 @@ impl Worker {
         let left = input.len();
         let entry = &mut self.entries[key];
         entry.connection.put_back(bytes, total - left);
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        if out.len() + entry.queued() <= bound {
+            self.end_if_cut_off(key);
+        }
+        let entry = &mut self.entries[key];
         entry.connection.on_progress(self.now_ms, progress, !out.is_empty() || entry.queued() > 0);
         self.send_output(key, out);
     }

@@ -2,12 +2,69 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::lab::{Pair, TestWorker, client, eventually};
 
 /// Much less than the stall time-out, after which anything would end.
 const SOON: Duration = Duration::from_secs(10);
+
+/// Requests whose body stays incomplete.
+const CUT_OFF: [&str; 6] = [
+    "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel",
+    "POST /digest HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2",
+    "POST /digest HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n0\r\n",
+];
+
+fn open_all() -> (TestWorker, Vec<TcpStream>) {
+    let mut blue = TestWorker::spawn(1);
+    let address = blue.listen();
+    let mut streams = Vec::new();
+    for request in CUT_OFF {
+        let mut stream = client::connect(address);
+        stream.write_all(request.as_bytes()).expect("write");
+        streams.push(stream);
+    }
+    eventually("the requests are there", || blue.status().requests == CUT_OFF.len() as u64);
+    (blue, streams)
+}
+
+/// Every connection ends soon, and no answer looks complete.
+fn check_ends(streams: Vec<TcpStream>) {
+    let began = Instant::now();
+    for (mut stream, request) in streams.into_iter().zip(CUT_OFF) {
+        stream.set_read_timeout(Some(SOON)).expect("read timeout");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap_or_else(|error| panic!("{request:?}: {error}"));
+        assert!(!answer.ends_with(b"0\r\n\r\n"), "{request:?} was answered in full");
+    }
+    assert!(began.elapsed() < SOON);
+}
+
+#[test]
+fn a_fin_in_a_request_body_ends_the_exchange() {
+    let (mut blue, streams) = open_all();
+    for stream in &streams {
+        stream.shutdown(Shutdown::Write).expect("FIN");
+    }
+    check_ends(streams);
+    eventually("nothing is left", || blue.status().connections == 0);
+}
+
+#[test]
+fn a_fin_in_a_request_body_ends_the_exchange_where_it_has_moved_to() {
+    let (blue, streams) = open_all();
+    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    assert_eq!(pair.hand_off().moved, streams.len() as u64);
+    for stream in &streams {
+        stream.shutdown(Shutdown::Write).expect("FIN");
+    }
+    check_ends(streams);
+    eventually("nothing is left", || pair.green.status().connections == 0);
+}
 
 /// The session waits for a send that may end, in full, in the very moment of the freeze: green has
 /// nothing to send then whose end would give the session its turn.
