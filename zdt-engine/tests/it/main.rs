@@ -8,6 +8,7 @@ mod handoff_basic;
 mod handoff_faults;
 mod hostile_back_pressure;
 mod hostile_half_closed;
+mod hostile_port;
 mod http1_differential;
 mod push;
 mod steering;

@@ -1,7 +1,7 @@
 //! The supervisor, as a user has it: the real command, real workers, real clients.
 
 mod crashes;
-mod engine;
+pub mod engine;
 mod reloads;
 mod stops;
 mod succession;
