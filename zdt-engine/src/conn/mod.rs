@@ -196,6 +196,21 @@ impl Connection {
         }
     }
 
+    /// True if [`Connection::next_event`] may yield something without further bytes from the peer: the
+    /// end of a request is an event of its own, also where its last byte has been consumed.
+    pub fn has_events_due(&self) -> bool {
+        self.is_end_due() || !self.pending.is_empty()
+    }
+
+    fn is_end_due(&self) -> bool {
+        matches!(&self.stage, Stage::Http1(machine) if machine.is_end_due())
+    }
+
+    /// True unless what is pending must wait for the response in progress.
+    pub fn can_go_on(&self) -> bool {
+        self.pending.is_empty() || self.is_end_due() || self.wants_input()
+    }
+
     /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
     /// the response in progress.
     pub fn next_event<'b>(
@@ -303,6 +318,14 @@ impl Connection {
             return true;
         }
         false
+    }
+
+    /// True if the request in progress lacks a part that cannot come any more (RFC 9112 §8). What is
+    /// pending must have been offered to [`Connection::next_event`] before.
+    pub fn is_cut_off(&self) -> bool {
+        self.receive_end == ReceiveEnd::Fin
+            && matches!(&self.stage, Stage::Http1(machine)
+                if is_responding(machine) && machine.wants_input())
     }
 
     /// For a graceful stop: the response in progress, or the next one, is the last.

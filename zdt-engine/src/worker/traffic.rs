@@ -79,10 +79,25 @@ impl Worker {
             entry.connection.receive_end = end;
             return self.drop_connection(key);
         }
-        if entry.connection.on_receive_end(end) {
+        let is_over = entry.connection.on_receive_end(end);
+        // While paused, the rest of the request may be among what is kept.
+        let waits = entry.paused && !entry.connection.pending().is_empty();
+        if is_over {
             self.end_session(key);
+        } else if !waits {
+            self.end_if_cut_off(key);
         }
         self.settle(key);
+    }
+
+    /// Ends an exchange whose request can never be complete: its client would otherwise hold it, and
+    /// its session, until the stall time-out.
+    fn end_if_cut_off(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.connection.is_cut_off() {
+            entry.connection.end();
+            self.end_session(key);
+        }
     }
 
     /// Bytes that arrived in one piece: they are parsed where they are.
@@ -115,6 +130,11 @@ impl Worker {
         let left = input.len();
         let entry = &mut self.entries[key];
         entry.connection.put_back(bytes, total - left);
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        if out.len() + entry.queued() <= bound {
+            self.end_if_cut_off(key);
+        }
+        let entry = &mut self.entries[key];
         let has_unsent = !out.is_empty() || entry.queued() > 0;
         let progress = if progress { Progress::Received } else { Progress::None };
         entry.connection.on_progress(self.now_ms, progress, has_unsent);
@@ -418,9 +438,9 @@ impl Worker {
         let must_pause =
             queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
-            if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
+            if queued <= bound / 2 && entry.connection.can_go_on() {
                 entry.paused = false;
-                if pending > 0 {
+                if entry.connection.has_events_due() {
                     // It ends here again. Until these bytes are worked off no receive is armed: the
                     // kernel would fill buffers with more of them before it came to the next cancel.
                     return self.process_pending(key, false);
