@@ -63,18 +63,35 @@ pub enum Overdue {
     Drop,
 }
 
+/// What the peer did since the last [`Connection::on_progress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing.
+    None,
+    /// It took bytes, or its kernel did, or ours: no proof that it lives.
+    Sent,
+    /// It gave some.
+    Received,
+}
+
 impl Connection {
     /// To be called after every batch of input and after every flush: works out what is waited for.
-    /// `received` or `sent` say whether the peer gave or took any bytes since the last call.
-    pub fn on_progress(&mut self, now_ms: u64, progress: bool, has_unsent: bool) {
+    pub fn on_progress(&mut self, now_ms: u64, progress: Progress, has_unsent: bool) {
+        let is_websocket = matches!(self.stage, Stage::WebSocket(_));
+        if progress == Progress::Received || !is_websocket {
+            self.alive_ms = now_ms;
+            self.is_pinged = false;
+        }
         let waiting = match &self.stage {
             Stage::Ending => Waiting::End,
             Stage::WebSocket(machine) if machine.close_sent() => Waiting::CloseFrame,
             Stage::WebSocket(_) if has_unsent => Waiting::Progress,
-            Stage::WebSocket(_) => match self.waiting {
-                Waiting::Pong if !progress => Waiting::Pong,
-                _ => Waiting::SignOfLife,
-            },
+            Stage::WebSocket(_) => {
+                // What is sent to it meanwhile does not count.
+                self.waiting = if self.is_pinged { Waiting::Pong } else { Waiting::SignOfLife };
+                self.since_ms = self.alive_ms;
+                return;
+            }
             Stage::Http1(machine) => {
                 if has_unsent || (is_responding(machine) && machine.wants_input()) {
                     Waiting::Progress
@@ -94,9 +111,8 @@ impl Connection {
             }
         };
         let restarts = match waiting {
-            Waiting::Progress | Waiting::SignOfLife => progress,
-            // A whole exchange may have passed since the last call.
-            Waiting::NextRequest => progress,
+            // For the latter: a whole exchange may have passed since the last call.
+            Waiting::Progress | Waiting::NextRequest => progress != Progress::None,
             _ => false,
         };
         if restarts || waiting != self.waiting {
@@ -135,6 +151,8 @@ impl Connection {
                 machine.write_ping(out, b"");
                 self.waiting = Waiting::Pong;
                 self.since_ms = environment.now_ms;
+                self.alive_ms = environment.now_ms;
+                self.is_pinged = true;
                 Overdue::Nothing
             }
             (Waiting::FirstHead | Waiting::Head, Stage::Http1(machine)) => {
@@ -142,11 +160,11 @@ impl Connection {
                     // RFC 9110 §15.5.9.
                     machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
                 }
-                self.end();
+                self.end_overdue(environment.now_ms);
                 Overdue::End
             }
             (Waiting::NextRequest, _) => {
-                self.end();
+                self.end_overdue(environment.now_ms);
                 Overdue::End
             }
             _ => {
@@ -154,5 +172,12 @@ impl Connection {
                 Overdue::Drop
             }
         }
+    }
+
+    /// The old deadline must not strike again before the output has left.
+    fn end_overdue(&mut self, now_ms: u64) {
+        self.end();
+        self.waiting = Waiting::End;
+        self.since_ms = now_ms;
     }
 }

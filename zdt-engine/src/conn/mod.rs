@@ -18,7 +18,7 @@ use crate::proto::http1::{self, Http1, ResponseState};
 use crate::proto::websocket::{self, MessageKind, WebSocket};
 use crate::proto::{Input, Payload};
 
-pub use deadline::Overdue;
+pub use deadline::{Overdue, Progress};
 pub use persist::{KNOWN_SECTIONS, RestoreError};
 pub use request::Upgrade;
 
@@ -102,6 +102,9 @@ pub struct Connection {
     /// What the deadline is for, and since when it runs.
     waiting: Waiting,
     since_ms: u64,
+    /// A WebSocket's last sign of life, or when it was pinged for want of one.
+    alive_ms: u64,
+    is_pinged: bool,
     /// How the receiving direction ended.
     pub receive_end: ReceiveEnd,
     /// True once shutdown(SHUT_WR) was called.
@@ -116,6 +119,8 @@ impl Connection {
             pending: Vec::new(),
             waiting: Waiting::FirstHead,
             since_ms: now_ms,
+            alive_ms: now_ms,
+            is_pinged: false,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
         }
@@ -189,6 +194,21 @@ impl Connection {
             Stage::Http1(machine) => machine.wants_input(),
             Stage::WebSocket(_) | Stage::Ending => true,
         }
+    }
+
+    /// True if [`Connection::next_event`] may yield something without further bytes from the peer: the
+    /// end of a request is an event of its own, also where its last byte has been consumed.
+    pub fn has_events_due(&self) -> bool {
+        self.is_end_due() || !self.pending.is_empty()
+    }
+
+    fn is_end_due(&self) -> bool {
+        matches!(&self.stage, Stage::Http1(machine) if machine.is_end_due())
+    }
+
+    /// True unless what is pending must wait for the response in progress.
+    pub fn can_go_on(&self) -> bool {
+        self.pending.is_empty() || self.is_end_due() || self.wants_input()
     }
 
     /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
@@ -298,6 +318,14 @@ impl Connection {
             return true;
         }
         false
+    }
+
+    /// True if the request in progress lacks a part that cannot come any more (RFC 9112 §8). What is
+    /// pending must have been offered to [`Connection::next_event`] before.
+    pub fn is_cut_off(&self) -> bool {
+        self.receive_end == ReceiveEnd::Fin
+            && matches!(&self.stage, Stage::Http1(machine)
+                if is_responding(machine) && machine.wants_input())
     }
 
     /// For a graceful stop: the response in progress, or the next one, is the last.

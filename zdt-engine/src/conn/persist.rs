@@ -156,11 +156,15 @@ impl Connection {
             RECEIVE_ERROR if head.receive_errno > 0 => ReceiveEnd::Error(head.receive_errno),
             _ => return Err(RestoreError::OutOfRange("the end of the receiving direction")),
         };
+        let since_ms = environment.now_ms.saturating_sub(head.waited_ms).saturating_sub(transit_ms);
         Ok(Self {
             stage,
             pending: pending.to_vec(),
             waiting,
-            since_ms: environment.now_ms.saturating_sub(head.waited_ms).saturating_sub(transit_ms),
+            since_ms,
+            // In the middle of a send this is when that made progress: a ping comes late at worst.
+            alive_ms: since_ms,
+            is_pinged: waiting == Waiting::Pong,
             receive_end,
             send_is_shut: head.send_is_shut != 0,
         })

@@ -293,7 +293,7 @@ impl Channel {
             && fdpass::send(self.socket(), &[IoSlice::new(&message)], &[]).is_ok()
     }
 
-    /// Collects answers; see [`Outgoing::collect`].
+    /// Collects answers; what the peer decided, and what is overdue comes back.
     pub fn collect(&mut self, overdue_before_ms: Option<u64>, answers: &mut Vec<Answer>) {
         // A closed channel brings no descriptor to the peer any more that it has not got already.
         let overdue = if self.phase == Phase::Closed { Some(u64::MAX) } else { overdue_before_ms };

@@ -1,7 +1,7 @@
 //! The handoff protocol between one blue and one green worker: offer, own, release.
 //!
-//! A [`Channel`] is symmetric: each end can offer connections ([`outgoing`]) and take them in
-//! ([`incoming`]); a rollback is the same protocol in the other direction. A connection is, here, a
+//! A [`Channel`] is symmetric: each end can offer connections (`outgoing`) and take them in
+//! (`incoming`); a rollback is the same protocol in the other direction. A connection is, here, a
 //! key that the caller chose, a state record and a socket. Who owns it is decided by one 64-bit word
 //! in shared memory (see [`crate::shm::ownership`]); messages are mere wake-ups, and all that comes
 //! from the peer, its memory included, is checked before it is believed.

@@ -90,6 +90,9 @@ impl Listeners {
         reuse_port: bool,
         backlog: u32,
     ) -> Result<ListenerId, String> {
+        if reuse_port && !self.all.values().any(|own| overlap(own.address, address)) {
+            wait_until_free(address).map_err(|error| explain(address, &error))?;
+        }
         let socket = sys::socket::listener(address, reuse_port, backlog)
             .map_err(|error| explain(address, &error))?;
         let address =
@@ -183,6 +186,33 @@ pub fn connect_address(listening: SocketAddr) -> SocketAddr {
     let mut address = listening;
     address.set_ip(ip);
     address
+}
+
+/// How long the sockets of processes that have just ended may still be there: the kernel takes an
+/// io_uring down behind its process.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+/// True if a listener on one of them would be in the way of one on the other.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port()
+        && one.is_ipv4() == other.is_ipv4()
+        && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+/// Fails if somebody else listens there. SO_REUSEPORT would join the sockets of any process of the
+/// same user: another supervisor's clients would be steered here, and refused once this one is gone.
+fn wait_until_free(address: SocketAddr) -> io::Result<()> {
+    let deadline = Instant::now() + LEFTOVERS;
+    loop {
+        match sys::socket::listener(address, false, 1) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome.map(drop),
+        }
+    }
 }
 
 fn explain(address: SocketAddr, error: &io::Error) -> String {

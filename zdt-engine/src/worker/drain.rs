@@ -2,6 +2,7 @@
 //!
 //! Must not know: why the worker ends.
 
+use crate::conn::Progress;
 use crate::control::FromWorker;
 
 use super::Worker;
@@ -34,6 +35,7 @@ impl Worker {
             let entry = &mut self.entries[key];
             if entry.connection.is_idle_http() && entry.moving == Moving::No {
                 entry.connection.end();
+                entry.connection.on_progress(self.now_ms, Progress::None, entry.queued() > 0);
                 self.settle(key);
             } else if entry.connection.protocol() == "websocket" {
                 to_close.push(key);
@@ -105,7 +107,7 @@ impl Worker {
         }
         let mut out = self.buffers.take();
         entry.connection.close_websocket(&mut out, code, "going away");
-        entry.connection.on_progress(self.now_ms, false, true);
+        entry.connection.on_progress(self.now_ms, Progress::None, true);
         self.send_output(key, out);
     }
 

@@ -160,7 +160,7 @@ impl Worker {
         entry.paused = false;
         entry.scheduled_ms = u64::MAX;
         let end = entry.connection.receive_end;
-        let has_pending = !entry.connection.pending().is_empty();
+        let has_pending = entry.connection.has_events_due();
         self.send_unsent(key);
         self.with_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {
@@ -173,8 +173,9 @@ impl Worker {
             self.on_receive_end(key, end);
         } else {
             self.arm_receive(key);
-            self.give_room(key);
         }
+        // Also behind a FIN: the session may have waited for a send that ended during the freeze.
+        self.give_room(key);
     }
 
     /// The enter that armed the receives has returned: their blackout is over.

@@ -208,7 +208,7 @@ pub struct RoundTrip {
     config: crate::config::WorkerConfig,
 }
 
-/// Makes what `bench state` measures. See [`RoundTrip`].
+/// Makes what `bench state` measures. It is a `RoundTrip`.
 pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
     use crate::service::SavedSession;
     let mut service = crate::service::demo::Demo;

@@ -12,7 +12,7 @@
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
-use crate::conn::{Environment, Event, Overdue, ReceiveEnd};
+use crate::conn::{Environment, Event, Overdue, Progress, ReceiveEnd};
 use crate::proto::Input;
 use crate::proto::http1::BodyKind;
 use crate::proto::websocket::MessageKind;
@@ -79,10 +79,25 @@ impl Worker {
             entry.connection.receive_end = end;
             return self.drop_connection(key);
         }
-        if entry.connection.on_receive_end(end) {
+        let is_over = entry.connection.on_receive_end(end);
+        // While paused, the rest of the request may be among what is kept.
+        let waits = entry.paused && !entry.connection.pending().is_empty();
+        if is_over {
             self.end_session(key);
+        } else if !waits {
+            self.end_if_cut_off(key);
         }
         self.settle(key);
+    }
+
+    /// Ends an exchange whose request can never be complete: its client would otherwise hold it, and
+    /// its session, until the stall time-out.
+    fn end_if_cut_off(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.connection.is_cut_off() {
+            entry.connection.end();
+            self.end_session(key);
+        }
     }
 
     /// Bytes that arrived in one piece: they are parsed where they are.
@@ -99,7 +114,8 @@ impl Worker {
         if !input.is_empty() {
             entry.connection.keep(input.peek());
         }
-        entry.connection.on_progress(self.now_ms, true, !out.is_empty() || entry.queued() > 0);
+        let has_unsent = !out.is_empty() || entry.queued() > 0;
+        entry.connection.on_progress(self.now_ms, Progress::Received, has_unsent);
         self.send_output(key, out);
     }
 
@@ -114,7 +130,14 @@ impl Worker {
         let left = input.len();
         let entry = &mut self.entries[key];
         entry.connection.put_back(bytes, total - left);
-        entry.connection.on_progress(self.now_ms, progress, !out.is_empty() || entry.queued() > 0);
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        if out.len() + entry.queued() <= bound {
+            self.end_if_cut_off(key);
+        }
+        let entry = &mut self.entries[key];
+        let has_unsent = !out.is_empty() || entry.queued() > 0;
+        let progress = if progress { Progress::Received } else { Progress::None };
+        entry.connection.on_progress(self.now_ms, progress, has_unsent);
         self.send_output(key, out);
     }
 
@@ -275,7 +298,7 @@ impl Worker {
             entry.session = Some(session);
         }
         entry.connection.after_input();
-        entry.connection.on_progress(*now_ms, false, !out.is_empty() || queued > 0);
+        entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);
         let goes_on = was_blocked
             && !entry.paused
             && entry.connection.wants_input()
@@ -371,7 +394,8 @@ impl Worker {
         }
         self.send_unsent(key);
         let entry = &mut self.entries[key];
-        entry.connection.on_progress(self.now_ms, sent > 0, entry.queued() > 0);
+        let progress = if sent > 0 { Progress::Sent } else { Progress::None };
+        entry.connection.on_progress(self.now_ms, progress, entry.queued() > 0);
         self.give_room(key);
     }
 
@@ -414,18 +438,22 @@ impl Worker {
         let must_pause =
             queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
-            if queued <= bound / 2 && (pending == 0 || entry.connection.wants_input()) {
+            if queued <= bound / 2 && entry.connection.can_go_on() {
                 entry.paused = false;
-                self.arm_receive(key);
-                if pending > 0 {
+                if entry.connection.has_events_due() {
+                    // It ends here again. Until these bytes are worked off no receive is armed: the
+                    // kernel would fill buffers with more of them before it came to the next cancel.
                     return self.process_pending(key, false);
                 }
+                self.arm_receive(key);
             }
         } else if must_pause {
             entry.paused = true;
             if entry.receiving {
                 self.ring.cancel(receive_operation(key));
             }
+        } else {
+            self.arm_receive(key);
         }
         self.schedule(key);
     }

@@ -17,9 +17,19 @@ fn engine(config: &str) -> Engine {
 /// Reads to the end of the connection, however that comes.
 #[track_caller]
 fn rest(stream: &mut TcpStream) -> String {
+    let began = Instant::now();
     let mut bytes = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut bytes) {
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    let mut buffer = [0; 4096];
+    loop {
+        assert!(began.elapsed() < crate::lab::PATIENCE, "no end: {bytes:?}");
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+                break;
+            }
+        }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -74,7 +84,8 @@ fn a_slow_head_ends_with_408_however_steadily_it_trickles() {
         }
         assert!(began.elapsed() < Duration::from_secs(10), "still open");
     }
-    assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+    // Server and client count from different moments of the accept.
+    assert!(began.elapsed() >= Duration::from_millis(380), "{:?}", began.elapsed());
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer:?}");
     // Who has said nothing is told nothing.
@@ -109,7 +120,7 @@ fn an_unused_connection_is_closed_after_the_keep_alive_timeout() {
     let began = Instant::now();
     ask(&mut stream, "two").expect("an answer");
     assert_eq!(rest(&mut stream), "");
-    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(290), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -121,7 +132,7 @@ fn a_stalled_body_is_given_up() {
         .write_all(b"POST /digest HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf of it")
         .expect("write");
     assert_eq!(rest(&mut stream), "");
-    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(290), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -286,7 +297,7 @@ fn a_ping_that_is_out_is_awaited_by_the_next_generation() {
 
 #[test]
 fn a_graceful_stop_finishes_what_is_in_progress() {
-    let mut engine = engine("drain_timeout_ms = 5000\n");
+    let mut engine = engine("drain_timeout_ms = 15000\n");
     let address = engine.address();
     let mut idle = client::connect(address);
     ask(&mut idle, "idle").expect("an answer");
@@ -301,6 +312,7 @@ fn a_graceful_stop_finishes_what_is_in_progress() {
     let mut begun = [0; 15];
     download.read_exact(&mut begun).expect("the response begins");
     eventually("the upload has begun", || sum(&engine, "requests") == 3);
+    let began = Instant::now();
     engine.signal(Signal::SIGTERM);
     // A connection without a request is closed at once.
     assert_eq!(rest(&mut idle), "");
@@ -312,4 +324,7 @@ fn a_graceful_stop_finishes_what_is_in_progress() {
     let answer = rest(&mut download);
     assert!(answer.contains("chunk 19\n") && answer.ends_with("\r\n0\r\n\r\n"), "{answer:?}");
     assert!(engine.wait().success());
+    // `idle` still holds its end; the server has closed its own long before the deadline.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    drop(idle);
 }

@@ -59,8 +59,8 @@ fn readers_that_hang_hold_no_memory() {
         reader.read_exact(&mut [0; 100]).expect("read");
     }
     at_rest(&engine, "bytes_sent");
-    // What is queued, and as much again for the send in flight and the allocator.
-    let bound = READERS * 2 * QUEUE_BYTES;
+    // What is queued, as much again for the send in flight, and the allocator's share.
+    let bound = READERS * 3 * QUEUE_BYTES + (1 << 20);
     let check = |when: &str| {
         let now = pss(only_worker(&engine));
         let grown = now.saturating_sub(before);
@@ -163,8 +163,9 @@ fn an_echo_that_nobody_reads_stops_the_sender() {
         assert!(flood.written < 64 << 20, "the server takes everything");
     }
     at_rest(&engine, "bytes_received");
-    // Both directions: what is queued, and the rest of what came in one receive.
-    let bound = FLOODS * 4 * QUEUE_BYTES + (1 << 20);
+    // What is queued, and what the kernel had put into buffers before the receive was cancelled: up
+    // to 32 of them in a row, in a vector that has doubled.
+    let bound = FLOODS * (2 * QUEUE_BYTES + (2 << 20)) + (1 << 20);
     for when in ["at first", "after a reload"] {
         let grown = pss(only_worker(&engine)).saturating_sub(before);
         assert!(grown < bound, "{when}: grown by {grown} bytes, {bound} are allowed");

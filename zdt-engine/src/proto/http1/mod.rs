@@ -363,6 +363,11 @@ impl Http1 {
         !matches!(self.incoming, Incoming::End | Incoming::Complete | Incoming::Closed)
     }
 
+    /// True if the next event is the end of the request, which takes no further input.
+    pub fn is_end_due(&self) -> bool {
+        self.incoming == Incoming::End
+    }
+
     /// The connection stays open after the current (or the last) response, as far as is known now;
     /// decided once the response has begun. True on a connection without any request yet.
     pub fn keep_alive(&self) -> bool {

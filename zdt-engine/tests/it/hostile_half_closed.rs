@@ -1,0 +1,107 @@
+//! Clients that end their direction at awkward moments.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::lab::{Pair, TestWorker, client, eventually};
+
+/// Much less than the stall time-out, after which anything would end.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Requests whose body stays incomplete.
+const CUT_OFF: [&str; 6] = [
+    "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel",
+    "POST /digest HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2",
+    "POST /digest HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n0\r\n",
+];
+
+fn open_all() -> (TestWorker, Vec<TcpStream>) {
+    let mut blue = TestWorker::spawn(1);
+    let address = blue.listen();
+    let mut streams = Vec::new();
+    for request in CUT_OFF {
+        let mut stream = client::connect(address);
+        stream.write_all(request.as_bytes()).expect("write");
+        streams.push(stream);
+    }
+    eventually("the requests are there", || blue.status().requests == CUT_OFF.len() as u64);
+    (blue, streams)
+}
+
+/// Every connection ends soon, and no answer looks complete.
+fn check_ends(streams: Vec<TcpStream>) {
+    let began = Instant::now();
+    for (mut stream, request) in streams.into_iter().zip(CUT_OFF) {
+        stream.set_read_timeout(Some(SOON)).expect("read timeout");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap_or_else(|error| panic!("{request:?}: {error}"));
+        assert!(!answer.ends_with(b"0\r\n\r\n"), "{request:?} was answered in full");
+    }
+    assert!(began.elapsed() < SOON);
+}
+
+#[test]
+fn a_fin_in_a_request_body_ends_the_exchange() {
+    let (mut blue, streams) = open_all();
+    for stream in &streams {
+        stream.shutdown(Shutdown::Write).expect("FIN");
+    }
+    check_ends(streams);
+    eventually("nothing is left", || blue.status().connections == 0);
+}
+
+#[test]
+fn a_fin_in_a_request_body_ends_the_exchange_where_it_has_moved_to() {
+    let (blue, streams) = open_all();
+    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    assert_eq!(pair.hand_off().moved, streams.len() as u64);
+    for stream in &streams {
+        stream.shutdown(Shutdown::Write).expect("FIN");
+    }
+    check_ends(streams);
+    eventually("nothing is left", || pair.green.status().connections == 0);
+}
+
+/// The session waits for a send that may end, in full, in the very moment of the freeze: green has
+/// nothing to send then whose end would give the session its turn.
+#[test]
+fn downloads_of_half_closed_clients_go_on() {
+    const TOTAL: usize = 16 << 20;
+    let mut blue = TestWorker::spawn(1);
+    let address = blue.listen();
+    let readers: Vec<_> = (0..48)
+        .map(|_| {
+            let mut stream = client::connect(address);
+            let request = format!("GET /big?n={TOTAL} HTTP/1.1\r\nHost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).expect("write");
+            stream.shutdown(Shutdown::Write).expect("FIN");
+            stream.set_read_timeout(Some(SOON)).expect("read timeout");
+            std::thread::spawn(move || {
+                let (mut total, mut chunk) = (0, vec![0; 256 << 10]);
+                loop {
+                    match stream.read(&mut chunk) {
+                        Ok(0) => return total,
+                        Ok(count) => total += count,
+                        Err(error) => panic!("after {total} bytes: {error}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    eventually("all are answered", || blue.status().requests == 48);
+    let mut worker = blue;
+    let mut moved = 0;
+    for generation in 2..8 {
+        let mut pair = Pair::join(worker, TestWorker::spawn(generation));
+        moved += pair.hand_off().moved;
+        worker = pair.green;
+    }
+    assert!(moved > 0);
+    for reader in readers {
+        assert!(reader.join().expect("a download came to its end") > TOTAL);
+    }
+}
