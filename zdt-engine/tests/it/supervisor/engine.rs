@@ -251,7 +251,7 @@ impl Drop for Engine {
         }
         let mounted = self.run_dir().join("bpf");
         if mounted.exists() {
-            let _ = nix::mount::umount(&mounted);
+            let _ = nix::mount::umount2(&mounted, nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }
