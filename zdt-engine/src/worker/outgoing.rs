@@ -328,7 +328,9 @@ impl Worker {
     fn freeze_more(&mut self) {
         let Some(job) = &self.job else { return };
         let (mut places, mut bytes) = (0, 0);
-        for (_, channel) in &mut self.channels {
+        let reload = job.report.reload;
+        // A channel of an earlier reload may still be there, if its peer was killed.
+        for (_, channel) in self.channels.iter_mut().filter(|(_, c)| c.info.reload == reload) {
             let room = channel.room();
             places += room.places;
             bytes += room.bytes;
@@ -414,11 +416,15 @@ impl Worker {
         fault_point!("freeze.saved");
         let indices = self.channel_indices();
         let start = self.job.as_ref().map_or(0, |job| job.next_channel);
+        let reload = self.job.as_ref().map(|job| job.report.reload);
         let mut outcome = Err(Hindrance::NoRoom);
         for turn in 0..indices.len() {
             let index = indices[(start + turn) % indices.len()];
             let channel = &mut self.channels[index];
-            if channel.phase() != Phase::Open || channel.info.write_format != Some(format) {
+            if channel.phase() != Phase::Open
+                || Some(channel.info.reload) != reload
+                || channel.info.write_format != Some(format)
+            {
                 continue;
             }
             let Some(socket) = self.entries[key].socket.take() else { break };
