@@ -2,18 +2,21 @@
 //!
 //! Must not know: the insides of the supervisor and of workers.
 
+mod bounded;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 
+use self::bounded::BoundedListener;
 use crate::supervisor::Handle;
 use crate::supervisor::handle::Readiness;
 
 /// Serves until it is aborted.
 pub async fn serve(listener: tokio::net::TcpListener, handle: Handle) {
-    if let Err(error) = axum::serve(listener, router(handle)).await {
+    if let Err(error) = axum::serve(BoundedListener::new(listener), router(handle)).await {
         tracing::error!(%error, "the admin endpoint has ended");
     }
 }

@@ -6,6 +6,7 @@ mod skip;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;
+mod hostile_admin;
 mod hostile_back_pressure;
 mod hostile_descriptors;
 mod hostile_half_closed;
