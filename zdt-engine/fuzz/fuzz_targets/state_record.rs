@@ -13,6 +13,6 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(sealed) = zdt_engine::state::with_valid_checksum(bytes)
         && bench.try_restore(&sealed)
     {
-        bench.run();
+        bench.run(&mut Vec::new());
     }
 });

@@ -203,7 +203,6 @@ pub fn restore(
 /// For the bench: one idle WebSocket with that many buffered bytes.
 pub struct RoundTrip {
     entry: Entry,
-    record: Vec<u8>,
     service: crate::service::demo::Demo,
     config: crate::config::WorkerConfig,
 }
@@ -218,7 +217,7 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
     let mut entry = Entry::new(None, 1, peer, Connection::new_websocket(0), 0);
     entry.session = Some(session);
     entry.unsent = vec![0x5a; buffered_bytes];
-    RoundTrip { entry, record: Vec::new(), service, config: crate::config::WorkerConfig::default() }
+    RoundTrip { entry, service, config: crate::config::WorkerConfig::default() }
 }
 
 impl RoundTrip {
@@ -239,18 +238,18 @@ impl RoundTrip {
         }
     }
 
-    /// Saves, restores, keeps the restored connection for the next turn. Returns the record's size.
-    pub fn run(&mut self) -> usize {
-        self.record.clear();
-        save(&self.entry, state::FORMAT_WRITES.newest, 0, &mut self.record).expect("never busy");
+    /// Saves through `record`, restores, keeps the restored connection for the next turn. Returns the
+    /// record's size.
+    pub fn run(&mut self, record: &mut Vec<u8>) -> usize {
+        record.clear();
+        save(&self.entry, state::FORMAT_WRITES.newest, 0, record).expect("never busy");
         let environment = Environment {
             limits: &self.config.limits,
             websocket: &self.config.websocket,
             now_ms: 0,
             date: &[],
         };
-        self.entry =
-            restore(&self.record, &environment, &mut self.service).expect("a record of its own");
-        self.record.len()
+        self.entry = restore(record, &environment, &mut self.service).expect("a record of its own");
+        record.len()
     }
 }
