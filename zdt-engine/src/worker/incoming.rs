@@ -67,6 +67,8 @@ impl Worker {
     /// A channel's socket is readable.
     pub(super) fn on_channel_socket(&mut self, index: usize, result: i32, more: bool) {
         let mut arrivals = Vec::new();
+        // Deadlines of what arrives are counted back from now, not from when the loop woke up.
+        self.now_ms = sys::monotonic_ns() / 1_000_000;
         loop {
             let Some(channel) = self.channels.get_mut(index) else { return };
             match channel.receive(&mut arrivals) {

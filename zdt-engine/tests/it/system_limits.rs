@@ -108,7 +108,8 @@ fn a_head_deadline_goes_on_in_the_next_generation() {
     let took = began.elapsed();
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer:?}");
     // It would take 4 s if it began anew after the last reload.
-    assert!(took >= Duration::from_millis(2_500), "{took:?}");
+    // Each move may round a millisecond away.
+    assert!(took >= Duration::from_millis(2_500 - 2 * reloads), "{took:?} with {reloads} reloads");
     assert!(took < Duration::from_millis(3_800), "{took:?} with {reloads} reloads");
 }
 
