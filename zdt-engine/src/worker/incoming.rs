@@ -58,7 +58,9 @@ impl Intake {
                 .map(|value| (value.value_iterated_to(), value.count_at_value()))
                 .collect(),
         };
-        *self = Self { fresh: std::mem::take(&mut self.fresh), ..Self::new() };
+        // What is on its way to its first receive stays: its deadlines wait for that.
+        self.adopted = 0;
+        self.blackout_us.reset();
         report
     }
 }
@@ -182,7 +184,7 @@ impl Worker {
 
     /// The enter that armed the receives has returned: their blackout is over.
     pub(super) fn after_enter(&mut self) {
-        if self.intake.armed_ns.is_empty() {
+        if self.intake.fresh.is_empty() {
             return;
         }
         let now_ns = sys::boottime_ns();

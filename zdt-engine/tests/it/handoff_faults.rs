@@ -211,3 +211,24 @@ fn a_rollback_in_the_middle_brings_everything_back() {
     scene.pair.roll_back();
     assert_eq!(tally(&mut scene.clients, 2), (CLIENTS, 0, 0));
 }
+
+#[test]
+fn a_commit_right_behind_an_arrival_forgets_no_timer() {
+    let mut blue = TestWorker::spawn(1);
+    let address = blue.listen();
+    let mut ticking = client::websocket(address, "/ws/clock?interval_ms=100");
+    let faults = "adopt.started@2=stop:1";
+    let green = TestWorker::spawn_with(2, &Options { faults, ..Options::default() });
+    let pair = Pair::join(blue, green);
+    pair.begin();
+    pair.green.wait_stopped();
+    // Green finds it as soon as it goes on, before the connection's first receive has come back.
+    pair.green.send(&ToWorker::Commit { reload: pair.reload, drain_ms: None }, &[]);
+    pair.green.signal(Signal::SIGCONT);
+    let mut last = 0;
+    while last < 10 {
+        let text = ticking.read().expect("a tick").to_string();
+        let tick: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        last = tick["n"].as_u64().expect("a number");
+    }
+}
