@@ -3,6 +3,7 @@
 mod lab;
 mod skip;
 
+mod allocations;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;

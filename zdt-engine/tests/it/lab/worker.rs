@@ -57,7 +57,13 @@ pub struct Options<'a> {
     pub config: WorkerConfig,
     /// Another binary than the one under test.
     pub binary: Option<&'a std::path::Path>,
+    /// Run this test of this very binary as the worker; it finds its control connection's number in
+    /// [`WORKER_CONTROL`].
+    pub test: Option<&'a str>,
 }
+
+/// Environment variable for [`Options::test`].
+pub const WORKER_CONTROL: &str = "ZDT_TEST_WORKER_CONTROL";
 
 impl TestWorker {
     /// Starts a worker of that generation with default options.
@@ -74,9 +80,15 @@ impl TestWorker {
             let _alone = SPAWNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).expect("F_SETFD");
             let number = theirs.as_raw_fd().to_string();
-            let mut command = Command::new(binary);
+            let mut command;
+            if let Some(test) = options.test {
+                command = Command::new(std::env::current_exe().expect("path of the test binary"));
+                command.args(["--exact", test, "--nocapture"]).env(WORKER_CONTROL, &number);
+            } else {
+                command = Command::new(binary);
+                command.args(["worker", "--control-fd", &number]);
+            }
             command
-                .args(["worker", "--control-fd", &number])
                 .env("ZDT_FAULT", options.faults)
                 .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()))
                 .stdin(Stdio::null())
