@@ -54,6 +54,8 @@ pub struct Settings {
     pub reload: ReloadOptions,
     /// What happens when a worker dies.
     pub respawn: RespawnOptions,
+    /// How workers are watched and started.
+    pub supervision: SupervisionOptions,
     /// Bounds for whatever a client can make a worker hold or wait for.
     pub limits: Limits,
     /// WebSocket options.
@@ -86,6 +88,7 @@ impl Default for Settings {
             log_format: LogFormat::default(),
             reload: ReloadOptions::default(),
             respawn: RespawnOptions::default(),
+            supervision: SupervisionOptions::default(),
             limits: worker.limits,
             websocket: worker.websocket,
             handoff: worker.handoff,
@@ -134,6 +137,21 @@ pub struct RespawnOptions {
 impl Default for RespawnOptions {
     fn default() -> Self {
         Self { enabled: true, limit: 5, window_ms: 300_000 }
+    }
+}
+
+/// See [`Settings::supervision`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SupervisionOptions {
+    /// By how much the CPU priority of a reload's new workers is lower until they are proven (nice(2)):
+    /// blue serves every client meanwhile. 0 is not at all.
+    pub green_nice: u8,
+}
+
+impl Default for SupervisionOptions {
+    fn default() -> Self {
+        Self { green_nice: 10 }
     }
 }
 
@@ -289,6 +307,10 @@ impl Settings {
         }
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));
+        }
+        if self.supervision.green_nice > 19 {
+            let why = format!("at most 19, not {}", self.supervision.green_nice);
+            return Err(("supervision.green_nice", why));
         }
         if self.respawn.window_ms == 0 {
             return Err(("respawn.window_ms", "must be at least 1".into()));

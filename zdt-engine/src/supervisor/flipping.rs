@@ -55,6 +55,10 @@ impl Core {
         }
         let Some(reload) = &self.reload else { return };
         let (blue, green) = (reload.blue, reload.green);
+        if blue.is_some() {
+            let proven = self.generations.get(&green).into_iter().flat_map(Generation::workers);
+            self.restore_priority(proven);
+        }
         let done = if self.steer.is_ebpf() {
             let slots: Vec<u32> = reload
                 .green_workers

@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::LogFormat;
 use crate::sys;
+use crate::sys::birth::Birth;
 
 /// A program, held open.
 #[derive(Debug)]
@@ -112,10 +113,10 @@ impl Process {
     /// to a new program without unsafe code.
     ///
     /// # Errors
-    /// What fork(2), setuid(2) and execve(2) say.
+    /// What fork(2), execve(2) and the system calls between them (see [`Birth`]) say.
     pub fn start(
         executable: &Executable,
-        user: User,
+        birth: Birth,
         log_format: LogFormat,
         control: OwnedFd,
     ) -> io::Result<Process> {
@@ -140,10 +141,7 @@ impl Process {
                 command.env(name, value);
             }
         }
-        if let Some((uid, gid)) = user {
-            // Supplementary groups are dropped along with root.
-            command.uid(uid).gid(gid);
-        }
+        birth.of(&mut command);
         let mut child = command.spawn()?;
         match sys::pidfd_open(child.id()) {
             Ok(pidfd) => Ok(Process { pid: child.id(), pidfd, child: Some(child) }),

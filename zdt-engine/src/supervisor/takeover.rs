@@ -278,6 +278,8 @@ impl Core {
             baseline: (figures.moved_out, figures.adopted_in),
         };
         self.workers.insert(id, worker);
+        // The predecessor may have died before it did this.
+        self.restore_priority([id]);
         if let Some(place) = self.place_mut(generation, index) {
             place.worker = Some(id);
             if answer.is_none() {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::WorkerId;
 use super::core::{Core, EXIT_GRACE};
-use super::generations::{Phase, Worker, WorkerPhase};
+use super::generations::{Generation, Phase, Worker, WorkerPhase};
 use super::link::{Link, LinkEvent};
 use super::listeners::{ListenerId, Role};
 use super::process::Process;
@@ -20,6 +20,7 @@ use crate::control::{
 };
 use crate::state::{FORMAT_READS, FORMAT_WRITES};
 use crate::sys;
+use crate::sys::birth::{self, Birth};
 
 /// What the supervisor says first.
 pub(super) fn own_hello() -> Hello {
@@ -44,8 +45,8 @@ impl Core {
         let slot = of.bank * self.max_workers + index;
         let (ours, theirs) = sys::socket::seqpacket_pair().map_err(explain)?;
         let log_format = self.settings.log_format;
-        let process =
-            Process::start(&of.executable, of.user, log_format, theirs).map_err(explain)?;
+        let birth = self.birth(of);
+        let process = Process::start(&of.executable, birth, log_format, theirs).map_err(explain)?;
         let id = self.next_worker;
         self.next_worker += 1;
         let link = process
@@ -77,6 +78,30 @@ impl Core {
         self.send(id, &ToWorker::Hello(own_hello()));
         self.dirty = true;
         Ok(id)
+    }
+
+    /// What a worker of this generation is born with. A green one starts at a lower priority: while it
+    /// runs up, blue serves every client.
+    fn birth(&self, of: &Generation) -> Birth {
+        let lower = self.settings.supervision.green_nice;
+        let beside_blue = of.phase == Phase::Green && self.current.is_some();
+        let normal = birth::own_nice();
+        // Where priority cannot be given back, it is not taken.
+        let nice = (beside_blue && lower > 0 && birth::may_set_nice(normal))
+            .then(|| normal + i32::from(lower));
+        Birth { user: of.user, nice }
+    }
+
+    /// Gives workers the priority of the supervisor: those that started with less, from now on, have
+    /// clients to serve.
+    pub fn restore_priority(&self, workers: impl IntoIterator<Item = WorkerId>) {
+        let normal = birth::own_nice();
+        for (id, worker) in workers.into_iter().filter_map(|id| Some((id, self.workers.get(&id)?)))
+        {
+            if let Err(error) = birth::set_nice(worker.process.pid(), normal) {
+                tracing::warn!(worker = id, %error, "cannot restore its CPU priority");
+            }
+        }
     }
 
     pub fn on_link(&mut self, worker: WorkerId, event: LinkEvent) {

@@ -1,8 +1,10 @@
-//! Small system calls: clocks, process handles, wake-ups, limits, sockets, what the kernel can do.
+//! Small system calls: clocks, process handles, wake-ups, limits, privileges, sockets, what the kernel
+//! can do.
 //!
 //! Must not know: protocols, processes' roles.
 #![allow(unsafe_code)]
 
+pub mod birth;
 pub mod clock;
 pub mod kernel;
 pub mod process;

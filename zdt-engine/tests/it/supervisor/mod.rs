@@ -2,6 +2,7 @@
 
 mod crashes;
 pub mod engine;
+mod privileges;
 mod reloads;
 mod stops;
 mod succession;
