@@ -12,6 +12,7 @@
 mod deadline;
 mod persist;
 mod request;
+mod slot;
 
 use crate::config::{Limits, WebSocketOptions};
 use crate::proto::http1::{self, Http1, ResponseState};
@@ -20,7 +21,8 @@ use crate::proto::{Input, Payload};
 
 pub use deadline::{Overdue, Progress};
 pub use persist::{KNOWN_SECTIONS, RestoreError};
-pub use request::Upgrade;
+pub use request::{Head, Upgrade};
+pub use slot::Slot;
 
 use deadline::Waiting;
 
@@ -48,11 +50,11 @@ impl Environment<'_> {
     }
 }
 
-/// What happened on the connection.
+/// What happened on a stream of the connection.
 #[derive(Debug)]
 pub enum Event<'b> {
     /// A request head, and its correct wish for a WebSocket if it has one.
-    Request(http1::Request<'b>, Option<Box<Upgrade>>),
+    Request(Head<'b>, Option<Box<Upgrade>>),
     /// A piece of the request body.
     Body(&'b [u8]),
     /// The request is complete.
@@ -218,15 +220,16 @@ impl Connection {
         input: &mut Input<'b>,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
-    ) -> Option<Event<'b>> {
-        match &mut self.stage {
+    ) -> Option<(Slot, Event<'b>)> {
+        let event = match &mut self.stage {
             Stage::Http1(_) => self.next_http1(input, environment, out),
             Stage::WebSocket(_) => self.next_websocket(input, environment, out),
             Stage::Ending => {
                 input.take_all();
                 None
             }
-        }
+        };
+        event.map(|event| (Slot::ONLY, event))
     }
 
     fn next_http1<'b>(
@@ -242,7 +245,7 @@ impl Connection {
             Ok(Some(http1::Event::End)) => Some(Event::BodyEnd),
             Ok(Some(http1::Event::Request(request))) => {
                 match request::wanted_upgrade(&request, environment.websocket) {
-                    Ok(upgrade) => Some(Event::Request(request, upgrade)),
+                    Ok(upgrade) => Some(Event::Request(Head::Http1(request), upgrade)),
                     Err(refusal) => {
                         let body = format!("{}: {}\n", refusal.status, refusal.reason);
                         machine.close_after_response();
@@ -341,11 +344,29 @@ impl Connection {
         self.pending = Vec::new();
     }
 
+    // ---- Streams. HTTP/1.1 has one, and does not look at the slot.
+
+    /// The protocol's own number of a stream; 0 in HTTP/1.1.
+    pub fn stream_id(&self, _slot: Slot) -> u64 {
+        0
+    }
+
+    /// Where the stream of that number is, while it lives.
+    pub fn slot_of(&self, stream_id: u64) -> Option<Slot> {
+        (stream_id == 0).then_some(Slot::ONLY)
+    }
+
+    /// Bytes that a stream may still queue, where its connection may queue `free`.
+    pub fn room(&self, _slot: Slot, free: usize) -> usize {
+        free
+    }
+
     // ---- What the service does. `None`/`false` where it makes no sense in this stage.
 
     /// A whole response.
     pub fn respond(
         &mut self,
+        _slot: Slot,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
         status: u16,
@@ -361,6 +382,7 @@ impl Connection {
     /// Head of a response.
     pub fn start_response(
         &mut self,
+        _slot: Slot,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
         status: u16,
@@ -372,13 +394,13 @@ impl Connection {
     }
 
     /// A piece of the response body.
-    pub fn write_body(&mut self, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    pub fn write_body(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
         let Stage::Http1(machine) = &mut self.stage else { return false };
         machine.write_body(out, bytes).is_ok()
     }
 
     /// End of the response body.
-    pub fn finish_response(&mut self, out: &mut Vec<u8>) -> bool {
+    pub fn finish_response(&mut self, _slot: Slot, out: &mut Vec<u8>) -> bool {
         let Stage::Http1(machine) = &mut self.stage else { return false };
         let finished = machine.finish_response(out).is_ok();
         self.after_response();
@@ -386,14 +408,14 @@ impl Connection {
     }
 
     /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
-    pub fn send_continue(&mut self, out: &mut Vec<u8>) {
+    pub fn send_continue(&mut self, _slot: Slot, out: &mut Vec<u8>) {
         if let Stage::Http1(machine) = &mut self.stage {
             machine.send_continue(out);
         }
     }
 
     /// True when the exchange is over in both directions, so that its session can go.
-    pub fn is_exchange_over(&self) -> bool {
+    pub fn is_exchange_over(&self, _slot: Slot) -> bool {
         match &self.stage {
             Stage::Http1(machine) => !is_responding(machine),
             Stage::WebSocket(_) => false,
@@ -402,7 +424,7 @@ impl Connection {
     }
 
     /// True while the service owes the head of a response.
-    pub fn is_response_due(&self) -> bool {
+    pub fn is_response_due(&self, _slot: Slot) -> bool {
         matches!(&self.stage, Stage::Http1(machine)
             if machine.response_state() == ResponseState::Pending)
     }
@@ -430,6 +452,7 @@ impl Connection {
     /// Switches to WebSocket.
     pub fn accept_websocket(
         &mut self,
+        _slot: Slot,
         out: &mut Vec<u8>,
         upgrade: Upgrade,
         subprotocol: Option<&str>,
@@ -445,6 +468,7 @@ impl Connection {
     /// A WebSocket message.
     pub fn send_message(
         &mut self,
+        _slot: Slot,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
         kind: MessageKind,
@@ -459,11 +483,26 @@ impl Connection {
     }
 
     /// Starts the close handshake; the peer's answer, or a deadline, ends the connection.
-    pub fn close_websocket(&mut self, out: &mut Vec<u8>, code: u16, reason: &str) -> bool {
+    pub fn close_websocket(
+        &mut self,
+        _slot: Slot,
+        out: &mut Vec<u8>,
+        code: u16,
+        reason: &str,
+    ) -> bool {
         let Stage::WebSocket(machine) = &mut self.stage else { return false };
         if !machine.close_sent() {
             machine.write_close(out, Some(code), reason);
         }
         true
+    }
+
+    /// The service broke its exchange: the client gets a 500 where that is still possible.
+    pub fn fail_exchange(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        if self.is_response_due(slot) {
+            self.respond(slot, environment, out, 500, &[], b"500: the service is at fault\n");
+        }
+        self.close_websocket(slot, out, 1011, "the service is at fault");
+        self.end();
     }
 }

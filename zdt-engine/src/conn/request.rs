@@ -1,11 +1,74 @@
-//! The opening handshake of a WebSocket inside an HTTP/1.1 request (RFC 6455 §4.2).
+//! A request as the service sees it, whatever protocol carried it, and the opening handshake of a
+//! WebSocket inside it (RFC 6455 §4.2).
 //!
 //! Must not know: what the service does with it.
 
 use crate::config::WebSocketOptions;
-use crate::proto::http1::{Http1, Request, ResponseError, Version};
+use crate::proto::http1::{self, BodyKind, Http1, ResponseError, Version};
 use crate::proto::websocket::handshake::{self, ExtensionValue, Refusal};
 use crate::proto::websocket::{DeflateOptions, DeflateParams};
+
+/// The head of a request. Borrows the bytes that it arrived in.
+#[derive(Debug)]
+pub enum Head<'e> {
+    /// HTTP/1.1 and 1.0.
+    Http1(http1::Request<'e>),
+}
+
+impl Head<'_> {
+    /// As it was sent.
+    pub fn method(&self) -> &str {
+        match self {
+            Head::Http1(request) => request.method,
+        }
+    }
+
+    /// The target's path, not decoded.
+    pub fn path(&self) -> &str {
+        match self {
+            Head::Http1(request) => request.path,
+        }
+    }
+
+    /// What follows the first `?`, not decoded.
+    pub fn query(&self) -> Option<&str> {
+        match self {
+            Head::Http1(request) => request.query,
+        }
+    }
+
+    /// True if a body follows, perhaps an empty one.
+    pub fn has_body(&self) -> bool {
+        match self {
+            Head::Http1(request) => request.body != BodyKind::None,
+        }
+    }
+
+    /// The client waits for 100 (Continue), or a final answer, before it sends the body.
+    pub fn expects_continue(&self) -> bool {
+        match self {
+            Head::Http1(request) => request.expects_continue,
+        }
+    }
+
+    /// Value of the first field of that name, in any case.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        match self {
+            Head::Http1(request) => request.header(name),
+        }
+    }
+
+    /// Calls back for every field in order.
+    pub fn each_header(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        match self {
+            Head::Http1(request) => {
+                for (name, value) in request.headers() {
+                    visit(name, value);
+                }
+            }
+        }
+    }
+}
 
 /// A correct wish for a WebSocket, and what the engine will answer to it.
 #[derive(Debug)]
@@ -16,7 +79,7 @@ pub struct Upgrade {
 
 /// What the request wants: no WebSocket, one that can be had, or one that it asks for wrongly.
 pub(super) fn wanted_upgrade(
-    request: &Request<'_>,
+    request: &http1::Request<'_>,
     options: &WebSocketOptions,
 ) -> Result<Option<Box<Upgrade>>, Refusal> {
     let wants_websocket =

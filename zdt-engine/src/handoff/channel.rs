@@ -71,6 +71,8 @@ pub enum Received {
     Push {
         /// Id of the connection.
         connection: u64,
+        /// The stream on it.
+        stream: u64,
         /// The bytes.
         bytes: Vec<u8>,
     },
@@ -287,8 +289,8 @@ impl Channel {
     }
 
     /// Sends a pushed message after a connection that has moved. False if it could not be sent.
-    pub fn forward_push(&mut self, connection: u64, bytes: &[u8]) -> bool {
-        let message = message::encode_push(connection, bytes);
+    pub fn forward_push(&mut self, connection: u64, stream: u64, bytes: &[u8]) -> bool {
+        let message = message::encode_push(connection, stream, bytes);
         message.len() <= MAX_MESSAGE_BYTES
             && fdpass::send(self.socket(), &[IoSlice::new(&message)], &[]).is_ok()
     }
@@ -369,8 +371,8 @@ impl Channel {
                 .map_err(ChannelError::Protocol)?;
                 Ok(Received::Offers)
             }
-            (Decoded::Push { connection, bytes }, Phase::Open) => {
-                Ok(Received::Push { connection, bytes: bytes.to_vec() })
+            (Decoded::Push { connection, stream, bytes }, Phase::Open) => {
+                Ok(Received::Push { connection, stream, bytes: bytes.to_vec() })
             }
             (_, phase) => {
                 Err(ChannelError::Protocol(format!("a message that does not fit {phase:?}")))

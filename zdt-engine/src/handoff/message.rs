@@ -18,6 +18,7 @@ pub const MAX_MESSAGE_BYTES: usize = 96 << 10;
 const KIND_HELLO: u8 = b'H';
 const KIND_BATCH: u8 = b'B';
 const KIND_PUSH: u8 = b'P';
+const KIND_STREAM_PUSH: u8 = b'S';
 const ENTRY_BYTES: usize = 9;
 
 /// What a descriptor is for.
@@ -81,6 +82,8 @@ pub enum Decoded<'a> {
     Push {
         /// Id of the connection.
         connection: u64,
+        /// The stream on it.
+        stream: u64,
         /// The bytes.
         bytes: &'a [u8],
     },
@@ -103,11 +106,14 @@ pub fn encode_batch(entries: &[BatchEntry], bytes: &mut Vec<u8>) {
     }
 }
 
-/// Encodes a pushed message.
-pub fn encode_push(connection: u64, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(9 + payload.len());
-    bytes.push(KIND_PUSH);
+/// Encodes a pushed message. For stream 0 that is what builds without streams understand, too.
+pub fn encode_push(connection: u64, stream: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(17 + payload.len());
+    bytes.push(if stream == 0 { KIND_PUSH } else { KIND_STREAM_PUSH });
     bytes.extend_from_slice(&connection.to_le_bytes());
+    if stream != 0 {
+        bytes.extend_from_slice(&stream.to_le_bytes());
+    }
     bytes.extend_from_slice(payload);
     bytes
 }
@@ -137,7 +143,14 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, String> {
         }
         KIND_PUSH => {
             let (connection, bytes) = rest.split_first_chunk().ok_or("a push without an id")?;
-            Ok(Decoded::Push { connection: u64::from_le_bytes(*connection), bytes })
+            Ok(Decoded::Push { connection: u64::from_le_bytes(*connection), stream: 0, bytes })
+        }
+        KIND_STREAM_PUSH => {
+            let (connection, rest) = rest.split_first_chunk().ok_or("a push without an id")?;
+            let (stream, bytes) = rest.split_first_chunk().ok_or("a push without a stream")?;
+            let (connection, stream) =
+                (u64::from_le_bytes(*connection), u64::from_le_bytes(*stream));
+            Ok(Decoded::Push { connection, stream, bytes })
         }
         other => Err(format!("a message of unknown kind {other:#04x}")),
     }
@@ -167,15 +180,19 @@ mod tests {
         encode_batch(&entries, &mut bytes);
         assert_eq!(decode(&bytes), Ok(Decoded::Batch(entries)));
 
-        assert_eq!(
-            decode(&encode_push(9, b"tick")),
-            Ok(Decoded::Push { connection: 9, bytes: b"tick" })
-        );
+        for stream in [0, 5] {
+            assert_eq!(
+                decode(&encode_push(9, stream, b"tick")),
+                Ok(Decoded::Push { connection: 9, stream, bytes: b"tick" })
+            );
+        }
     }
 
     #[test]
     fn malformed_messages_are_named() {
-        for bytes in [&b""[..], b"B", b"B123", b"B12345678\x09", b"P123", b"H{", b"?"] {
+        for bytes in
+            [&b""[..], b"B", b"B123", b"B12345678\x09", b"P123", b"S12345678123", b"H{", b"?"]
+        {
             assert!(decode(bytes).is_err(), "{bytes:?} was taken");
         }
     }

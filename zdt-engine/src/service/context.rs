@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::ConnectionId;
+use super::{ConnectionId, StreamId};
 
 /// Length of a response body, known before it begins or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub trait Actions {
     fn push_sink(&mut self) -> Arc<dyn PushSink>;
     /// Id of the connection.
     fn connection(&self) -> ConnectionId;
+    /// Id of the stream within it.
+    fn stream(&self) -> StreamId;
     /// The worker.
     fn worker(&self) -> WorkerInfo;
 }
@@ -137,12 +139,21 @@ impl<'a> Context<'a> {
 
     /// A handle with which other threads of this process reach this session.
     pub fn pusher(&mut self) -> Pusher {
-        Pusher { connection: self.actions.connection(), sink: self.actions.push_sink() }
+        Pusher {
+            connection: self.actions.connection(),
+            stream: self.actions.stream(),
+            sink: self.actions.push_sink(),
+        }
     }
 
     /// Id of the connection: the same in every generation.
     pub fn connection(&self) -> ConnectionId {
         self.actions.connection()
+    }
+
+    /// Id of the stream on that connection: 0 in HTTP/1.1, the protocol's own number in HTTP/2.
+    pub fn stream(&self) -> StreamId {
+        self.actions.stream()
     }
 
     /// The worker that runs this call.
@@ -153,14 +164,20 @@ impl<'a> Context<'a> {
 
 /// Takes bytes from other threads; the worker's side of a [`Pusher`].
 pub trait PushSink: Send + Sync {
-    /// Queues bytes for the connection's session.
-    fn push(&self, connection: ConnectionId, bytes: Vec<u8>) -> Result<(), PushError>;
+    /// Queues bytes for the session of one stream of a connection.
+    fn push(
+        &self,
+        connection: ConnectionId,
+        stream: StreamId,
+        bytes: Vec<u8>,
+    ) -> Result<(), PushError>;
 }
 
 /// Sends bytes to a session from any thread of the process.
 #[derive(Clone)]
 pub struct Pusher {
     connection: ConnectionId,
+    stream: StreamId,
     sink: Arc<dyn PushSink>,
 }
 
@@ -169,7 +186,7 @@ impl Pusher {
     /// off, or in the rest of that reload, follows it; later pushes go nowhere, so drop the `Pusher`
     /// with its session.
     pub fn push(&self, bytes: Vec<u8>) -> Result<(), PushError> {
-        self.sink.push(self.connection, bytes)
+        self.sink.push(self.connection, self.stream, bytes)
     }
 }
 

@@ -74,6 +74,9 @@ pub use registry::Services;
 /// Names one connection over all processes that ever serve it.
 pub type ConnectionId = u64;
 
+/// Names one stream of a connection: 0 for the only one of HTTP/1.1, else the protocol's own number.
+pub type StreamId = u64;
+
 /// An application: one value in each worker.
 pub trait Service {
     /// Asked before the worker reports that it is ready to take over. An error fails the reload.

@@ -2,7 +2,7 @@
 //!
 //! Must not know: why the worker ends.
 
-use crate::conn::Progress;
+use crate::conn::{Progress, Slot};
 use crate::control::FromWorker;
 
 use super::Worker;
@@ -106,7 +106,7 @@ impl Worker {
             return;
         }
         let mut out = self.buffers.take();
-        entry.connection.close_websocket(&mut out, code, "going away");
+        entry.connection.close_websocket(Slot::ONLY, &mut out, code, "going away");
         entry.connection.on_progress(self.now_ms, Progress::None, true);
         self.send_output(key, out);
     }

@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::conn::Connection;
-use crate::service::{ConnectionId, Session};
+use crate::service::ConnectionId;
 use crate::uring::Operation;
+
+use super::places::Places;
 
 /// A send in flight.
 #[derive(Debug, Clone, Copy)]
@@ -45,10 +47,8 @@ pub struct Entry {
     pub peer: SocketAddr,
     /// Protocol stack.
     pub connection: Connection,
-    /// The exchange or WebSocket in progress.
-    pub session: Option<Box<dyn Session>>,
-    /// When the session's timer is due; `u64::MAX` is never.
-    pub timer_due_ms: u64,
+    /// The exchanges and WebSockets in progress.
+    pub places: Places,
     /// Place of the earliest entry in the timers; `u64::MAX` is none.
     pub scheduled_ms: u64,
     /// Last time that bytes came or went.
@@ -61,8 +61,6 @@ pub struct Entry {
     pub receiving: bool,
     /// The receive has been cancelled for back-pressure.
     pub paused: bool,
-    /// The session waits for room in the send queue.
-    pub wants_room: bool,
     /// The connection is being given up; it goes once nothing names its socket.
     pub closing: bool,
     /// Restored, and its first receive has not come back empty: no deadline fires.
@@ -87,15 +85,13 @@ impl Entry {
             id,
             peer,
             connection,
-            session: None,
-            timer_due_ms: u64::MAX,
+            places: Places::default(),
             scheduled_ms: u64::MAX,
             active_ms: now_ms,
             unsent: Vec::new(),
             sending: None,
             receiving: false,
             paused: false,
-            wants_room: false,
             closing: false,
             fresh: false,
             moving: Moving::No,

@@ -87,8 +87,8 @@ impl Worker {
     fn on_inbox(&mut self, more: bool) {
         let inbox = std::sync::Arc::clone(&self.inbox);
         inbox.drain_wake();
-        while let Some((connection, bytes)) = inbox.pop() {
-            self.on_push(connection, &bytes);
+        while let Some((connection, stream, bytes)) = inbox.pop() {
+            self.on_push(connection, stream, &bytes);
         }
         if !more {
             self.ring.poll_multishot(inbox.wake(), Token::Inbox.pack());
@@ -96,24 +96,22 @@ impl Worker {
     }
 
     /// Bytes from another thread, or that followed a connection from another worker.
-    pub(super) fn on_push(&mut self, connection: u64, bytes: &[u8]) {
+    pub(super) fn on_push(&mut self, connection: u64, stream: u64, bytes: &[u8]) {
         let Some(&key) = self.pushable.get(&connection) else {
             // It has just moved: the message follows it.
             if let Some(channel) =
                 self.followed.get(&connection).and_then(|index| self.channels.get_mut(*index))
-                && !channel.forward_push(connection, bytes)
+                && !channel.forward_push(connection, stream, bytes)
             {
                 tracing::warn!(connection, "a pushed message could not follow its connection");
             }
             return;
         };
         let entry = &self.entries[key];
-        if entry.is_served() {
-            self.with_session(key, |session, context| {
-                session.on_push(bytes, context);
-            });
-        } else {
-            self.push_while_moving(key, bytes);
+        if !entry.is_served() {
+            self.push_while_moving(key, stream, bytes);
+        } else if let Some(slot) = entry.connection.slot_of(stream) {
+            self.with_session(key, slot, |session, context| session.on_push(bytes, context));
         }
     }
 }

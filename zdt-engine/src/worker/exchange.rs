@@ -4,15 +4,17 @@
 
 use std::sync::Arc;
 
-use crate::conn::{Connection, Environment, Upgrade};
+use crate::conn::{Connection, Environment, Slot, Upgrade};
 use crate::proto::{http1, websocket::MessageKind};
-use crate::service::{Actions, BodyLength, ConnectionId, PushSink, WorkerInfo};
+use crate::service::{Actions, BodyLength, ConnectionId, PushSink, StreamId, WorkerInfo};
 
 use super::inbox::Inbox;
 
 /// Parts of an entry that a service may change, during one call.
 pub struct Exchange<'a> {
     pub connection: &'a mut Connection,
+    /// The stream.
+    pub slot: Slot,
     pub environment: Environment<'a>,
     /// Output of this call.
     pub out: &'a mut Vec<u8>,
@@ -45,37 +47,46 @@ impl Exchange<'_> {
 
 impl Actions for Exchange<'_> {
     fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
-        let done = self.connection.respond(&self.environment, self.out, status, headers, body);
+        let done =
+            self.connection.respond(self.slot, &self.environment, self.out, status, headers, body);
         self.check(done, "a response where none is due");
     }
 
     fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength) {
         if std::mem::take(&mut self.expects_continue) && status < 300 {
             // The service will stream: it wants the body now, and 100 must precede the final head.
-            self.connection.send_continue(self.out);
+            self.connection.send_continue(self.slot, self.out);
         }
         let length = match length {
             BodyLength::Known(bytes) => http1::BodyLength::Known(bytes),
             BodyLength::Unknown => http1::BodyLength::Chunked,
         };
-        let done =
-            self.connection.start_response(&self.environment, self.out, status, headers, length);
+        let done = self.connection.start_response(
+            self.slot,
+            &self.environment,
+            self.out,
+            status,
+            headers,
+            length,
+        );
         self.check(done, "a response where none is due");
     }
 
     fn write_body(&mut self, bytes: &[u8]) {
-        let done = self.connection.write_body(self.out, bytes);
+        let done = self.connection.write_body(self.slot, self.out, bytes);
         self.check(done, "body bytes outside a response, or more than announced");
     }
 
     fn finish_response(&mut self) {
-        let done = self.connection.finish_response(self.out);
+        let done = self.connection.finish_response(self.slot, self.out);
         self.check(done, "the end of a response that has not begun, or too early");
     }
 
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         let done = match self.upgrade.take() {
-            Some(upgrade) => self.connection.accept_websocket(self.out, *upgrade, subprotocol),
+            Some(upgrade) => {
+                self.connection.accept_websocket(self.slot, self.out, *upgrade, subprotocol)
+            }
             None => false,
         };
         self.check(done, "a WebSocket accepted that nobody asked for");
@@ -84,13 +95,13 @@ impl Actions for Exchange<'_> {
     fn send_message(&mut self, text: bool, payload: &[u8]) {
         let kind = if text { MessageKind::Text } else { MessageKind::Binary };
         // A message after the close handshake began is dropped: the service could not know.
-        if self.connection.send_message(&self.environment, self.out, kind, payload) {
+        if self.connection.send_message(self.slot, &self.environment, self.out, kind, payload) {
             self.messages_sent += 1;
         }
     }
 
     fn close_websocket(&mut self, code: u16, reason: &str) {
-        let done = self.connection.close_websocket(self.out, code, reason);
+        let done = self.connection.close_websocket(self.slot, self.out, code, reason);
         self.check(done, "a WebSocket closed where there is none");
     }
 
@@ -101,7 +112,7 @@ impl Actions for Exchange<'_> {
 
     fn room(&self) -> usize {
         let bound = self.environment.limits.send_queue_bytes as usize;
-        bound.saturating_sub(self.queued + self.out.len())
+        self.connection.room(self.slot, bound.saturating_sub(self.queued + self.out.len()))
     }
 
     fn want_room(&mut self) {
@@ -115,6 +126,10 @@ impl Actions for Exchange<'_> {
 
     fn connection(&self) -> ConnectionId {
         self.id
+    }
+
+    fn stream(&self) -> StreamId {
+        self.connection.stream_id(self.slot)
     }
 
     fn worker(&self) -> WorkerInfo {

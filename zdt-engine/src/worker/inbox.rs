@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::service::{ConnectionId, PushError, PushSink};
+use crate::service::{ConnectionId, PushError, PushSink, StreamId};
 use crate::sys::EventFd;
 
 /// Messages that may wait.
@@ -14,7 +14,7 @@ const CAPACITY: usize = 4_096;
 
 /// A bounded queue with a wake-up.
 pub struct Inbox {
-    queue: ArrayQueue<(ConnectionId, Vec<u8>)>,
+    queue: ArrayQueue<(ConnectionId, StreamId, Vec<u8>)>,
     wake: EventFd,
 }
 
@@ -35,14 +35,19 @@ impl Inbox {
     }
 
     /// Takes the oldest message.
-    pub fn pop(&self) -> Option<(ConnectionId, Vec<u8>)> {
+    pub fn pop(&self) -> Option<(ConnectionId, StreamId, Vec<u8>)> {
         self.queue.pop()
     }
 }
 
 impl PushSink for Inbox {
-    fn push(&self, connection: ConnectionId, bytes: Vec<u8>) -> Result<(), PushError> {
-        self.queue.push((connection, bytes)).map_err(|_| PushError::Full)?;
+    fn push(
+        &self,
+        connection: ConnectionId,
+        stream: StreamId,
+        bytes: Vec<u8>,
+    ) -> Result<(), PushError> {
+        self.queue.push((connection, stream, bytes)).map_err(|_| PushError::Full)?;
         // Its own descriptor is an eventfd: signalling cannot fail.
         let _ = self.wake.signal();
         Ok(())

@@ -85,7 +85,9 @@ impl Worker {
                     // Blue learns of it while this batch is being armed.
                     self.channels[index].announce_answers();
                 }
-                Ok(Received::Push { connection, bytes }) => self.on_push(connection, &bytes),
+                Ok(Received::Push { connection, stream, bytes }) => {
+                    self.on_push(connection, stream, &bytes);
+                }
                 Ok(Received::Nothing) => break,
                 Err(error) => return self.on_channel_failure(index, error.to_string()),
             }
@@ -166,7 +168,7 @@ impl Worker {
         let end = entry.connection.receive_end;
         let has_pending = entry.connection.has_events_due();
         self.send_unsent(key);
-        self.with_session(key, |session, context| session.on_resume(context));
+        self.with_every_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);
         }

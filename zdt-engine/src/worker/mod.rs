@@ -6,6 +6,8 @@
 //! | `event_loop` | waits, dispatches completions, runs timers |
 //! | `entry` | one connection with its socket, session and send queue |
 //! | `traffic` | bytes in, bytes out, back-pressure, end of a connection |
+//! | `places` | the sessions of a connection, one for each stream |
+//! | `calls` | events to the service and to sessions, and what follows from their answers |
 //! | `exchange` | what a service does to its connection |
 //! | `accept` | listeners, limits, probes |
 //! | `commands` | control messages |
@@ -16,6 +18,7 @@
 //! Must not know: eBPF, other processes beyond its channels.
 
 mod accept;
+mod calls;
 mod commands;
 mod drain;
 mod entry;
@@ -24,6 +27,7 @@ mod exchange;
 mod inbox;
 mod incoming;
 mod outgoing;
+mod places;
 mod record;
 mod startup;
 mod timers;

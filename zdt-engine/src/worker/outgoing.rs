@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::control::{FromWorker, HandoffReport};
 use crate::handoff::{Answer, OfferError, Phase};
-use crate::service::Busy;
+use crate::service::{Busy, StreamId};
 use crate::sys;
 
 use super::Worker;
@@ -56,7 +56,8 @@ pub struct HandoffJob {
     /// The supervisor has been told that it is over.
     reported: bool,
     progress_ms: u64,
-    following: Vec<(usize, Vec<u8>)>,
+    /// Connection, stream and bytes.
+    following: Vec<(usize, StreamId, Vec<u8>)>,
 }
 
 impl HandoffJob {
@@ -281,9 +282,9 @@ impl Worker {
             let mut index = 0;
             while index < job.following.len() {
                 if job.following[index].0 == key {
-                    let (_, bytes) = job.following.swap_remove(index);
+                    let (_, stream, bytes) = job.following.swap_remove(index);
                     if let Some(channel) = self.channels.get_mut(channel) {
-                        channel.forward_push(entry.id, &bytes);
+                        channel.forward_push(entry.id, stream, &bytes);
                     }
                 } else {
                     index += 1;
@@ -305,23 +306,27 @@ impl Worker {
         self.thaw(key);
         if let Some(job) = &mut self.job {
             let (mine, others) =
-                std::mem::take(&mut job.following).into_iter().partition(|(of, _)| *of == key);
+                std::mem::take(&mut job.following).into_iter().partition(|(of, ..)| *of == key);
             job.following = others;
-            let mine: Vec<(usize, Vec<u8>)> = mine;
-            for (_, bytes) in mine {
-                if self.entries.get(key).is_some_and(|entry| entry.is_served()) {
-                    self.with_session(key, |session, context| session.on_push(&bytes, context));
+            let mine: Vec<(usize, StreamId, Vec<u8>)> = mine;
+            for (_, stream, bytes) in mine {
+                if let Some(entry) = self.entries.get(key).filter(|entry| entry.is_served())
+                    && let Some(slot) = entry.connection.slot_of(stream)
+                {
+                    self.with_session(key, slot, |session, context| {
+                        session.on_push(&bytes, context);
+                    });
                 }
             }
         }
     }
 
     /// A message for a connection that is just moving: it follows it, or waits for it to stay.
-    pub(super) fn push_while_moving(&mut self, key: usize, bytes: &[u8]) {
+    pub(super) fn push_while_moving(&mut self, key: usize, stream: StreamId, bytes: &[u8]) {
         if let Some(job) = &mut self.job
             && job.following.len() < MAX_FOLLOWING_PUSHES
         {
-            job.following.push((key, bytes.to_vec()));
+            job.following.push((key, stream, bytes.to_vec()));
         }
     }
 

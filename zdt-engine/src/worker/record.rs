@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::conn::{self, Connection, Environment};
+use crate::conn::{self, Connection, Environment, Slot};
 use crate::service::{Busy, SavedSession, Service};
 use crate::state::{self, FreezeInstant, Record, StateError, Writer};
 use crate::sys;
@@ -108,22 +108,23 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
         SocketAddr::V4(peer) => (peer.ip().to_ipv6_mapped().octets(), 0, 0),
         SocketAddr::V6(peer) => (peer.ip().octets(), peer.scope_id(), FLAG_IPV6),
     };
-    let has_timer = entry.timer_due_ms != u64::MAX;
+    let only = entry.places.only();
+    let has_timer = only.timer_due_ms != u64::MAX;
     let head = EntryHead {
         id: entry.id,
-        timer_remaining_ms: if has_timer { entry.timer_due_ms.saturating_sub(now_ms) } else { 0 },
+        timer_remaining_ms: if has_timer { only.timer_due_ms.saturating_sub(now_ms) } else { 0 },
         peer_address,
         peer_scope: scope,
         peer_port: entry.peer.port(),
         flags: is_ipv6
             | if has_timer { FLAG_TIMER } else { 0 }
-            | if entry.wants_room { FLAG_WANTS_ROOM } else { 0 },
+            | if only.wants_room { FLAG_WANTS_ROOM } else { 0 },
     };
     writer.section(TAG_ENTRY, 1, false, &head, &[]);
     if !entry.unsent.is_empty() {
         writer.section(TAG_UNSENT, 1, false, &[0u8; 0], &[&entry.unsent]);
     }
-    if let Some(session) = &entry.session {
+    if let Some(session) = &only.session {
         let mut saved = Vec::new();
         session.save(&mut saved)?;
         if variable_bytes(entry) + saved.len() > MAX_VARIABLE_BYTES {
@@ -174,11 +175,12 @@ pub fn restore(
         SocketAddr::new(IpAddr::V4(address), head.peer_port)
     };
     let mut entry = Entry::new(None, head.id, peer, connection, environment.now_ms);
+    let only = entry.places.at(Slot::ONLY);
     if head.flags & FLAG_TIMER != 0 {
         let remaining_ms = head.timer_remaining_ms.saturating_sub(transit_ms);
-        entry.timer_due_ms = environment.now_ms.saturating_add(remaining_ms);
+        only.timer_due_ms = environment.now_ms.saturating_add(remaining_ms);
     }
-    entry.wants_room = head.flags & FLAG_WANTS_ROOM != 0;
+    only.wants_room = head.flags & FLAG_WANTS_ROOM != 0;
     if let Some(section) = record.section(TAG_UNSENT) {
         if section.tail().len() > MAX_UNSENT_BYTES {
             return Err(RestoreError::OutOfRange("the unsent output"));
@@ -194,7 +196,7 @@ pub fn restore(
         let kind = std::str::from_utf8(kind)
             .map_err(|_| RestoreError::OutOfRange("the session's kind"))?;
         let saved = SavedSession { kind, version: head.version, bytes };
-        entry.session = Some(service.restore(&saved)?);
+        entry.places.at(Slot::ONLY).session = Some(service.restore(&saved)?);
     }
     entry.frozen_ns = record.freeze().boottime_ns;
     Ok(entry)
@@ -215,7 +217,7 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
     let session = service.restore(&saved).expect("a session of the demo");
     let peer = SocketAddr::from(([127, 0, 0, 1], 40_000));
     let mut entry = Entry::new(None, 1, peer, Connection::new_websocket(0), 0);
-    entry.session = Some(session);
+    entry.places.at(Slot::ONLY).session = Some(session);
     entry.unsent = vec![0x5a; buffered_bytes];
     RoundTrip { entry, service, config: crate::config::WorkerConfig::default() }
 }

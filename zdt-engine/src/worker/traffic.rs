@@ -12,17 +12,13 @@
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 
-use crate::conn::{Environment, Event, Overdue, Progress, ReceiveEnd};
+use crate::conn::{Environment, Overdue, Progress, ReceiveEnd, Slot};
 use crate::proto::Input;
-use crate::proto::http1::BodyKind;
-use crate::proto::websocket::MessageKind;
-use crate::service::{self, Context, Headers, Message, Outcome};
 use crate::sys;
 use crate::uring::{RecvBuffer, SendBuffer};
 
 use super::Worker;
 use super::entry::{Entry, Moving, Sending};
-use super::exchange::Exchange;
 use super::tokens::Token;
 
 /// Pipelined bytes behind an unfinished response after which the worker stops receiving.
@@ -50,11 +46,7 @@ impl Worker {
         match (result, buffer) {
             (1.., Some(mut bytes)) => {
                 self.status.bytes_received += bytes.len() as u64;
-                if moving == Moving::Freezing || entry.paused {
-                    entry.connection.keep(&bytes);
-                } else {
-                    self.on_bytes(key, &mut bytes);
-                }
+                self.take_in(key, &mut bytes);
             }
             (0, _) => self.on_receive_end(key, ReceiveEnd::Fin),
             (result, _) if result == -libc::ENOBUFS || result == -libc::ECANCELED => {}
@@ -65,6 +57,16 @@ impl Worker {
             self.try_offer(key);
         } else if !more {
             self.arm_receive(key);
+        }
+    }
+
+    /// All that is received for a connection enters it here.
+    fn take_in(&mut self, key: usize, bytes: &mut [u8]) {
+        let entry = &mut self.entries[key];
+        if entry.moving == Moving::Freezing || entry.paused {
+            entry.connection.keep(bytes);
+        } else {
+            self.on_bytes(key, bytes);
         }
     }
 
@@ -83,7 +85,7 @@ impl Worker {
         // While paused, the rest of the request may be among what is kept.
         let waits = entry.paused && !entry.connection.pending().is_empty();
         if is_over {
-            self.end_session(key);
+            self.end_sessions(key);
         } else if !waits {
             self.end_if_cut_off(key);
         }
@@ -96,7 +98,7 @@ impl Worker {
         let entry = &mut self.entries[key];
         if entry.connection.is_cut_off() {
             entry.connection.end();
-            self.end_session(key);
+            self.end_sessions(key);
         }
     }
 
@@ -141,179 +143,9 @@ impl Worker {
         self.send_output(key, out);
     }
 
-    fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
-        let Self {
-            entries, service, configure, date, now_ms, info, status, inbox, pushable, ..
-        } = self;
-        let entry = &mut entries[key];
-        let config = &configure.config;
-        let environment = Environment {
-            limits: &config.limits,
-            websocket: &config.websocket,
-            now_ms: *now_ms,
-            date: date.value(),
-        };
-        let queued = entry.queued();
-        while out.len() + queued <= config.limits.send_queue_bytes as usize {
-            let Some(event) = entry.connection.next_event(input, &environment, out) else { break };
-            let mut exchange = Exchange {
-                connection: &mut entry.connection,
-                environment,
-                out: &mut *out,
-                queued,
-                timer_due_ms: &mut entry.timer_due_ms,
-                wants_room: &mut entry.wants_room,
-                upgrade: None,
-                expects_continue: false,
-                id: entry.id,
-                worker: *info,
-                inbox,
-                is_pushable: false,
-                messages_sent: 0,
-                misuse: None,
-            };
-            match event {
-                Event::Message { kind, payload } => {
-                    status.messages_received += 1;
-                    let message = match kind {
-                        MessageKind::Binary => Message::Binary(&payload),
-                        // The machine has validated it; a second look costs little for short texts.
-                        MessageKind::Text => match simdutf8::basic::from_utf8(&payload) {
-                            Ok(text) => Message::Text(text),
-                            Err(_) => unreachable!("the machine yields valid UTF-8 only"),
-                        },
-                    };
-                    if let Some(session) = &mut entry.session {
-                        session.on_message(message, &mut Context::new(&mut exchange));
-                    }
-                }
-                Event::Body(bytes) => {
-                    if let Some(session) = &mut entry.session {
-                        session.on_body(bytes, &mut Context::new(&mut exchange));
-                    }
-                }
-                Event::BodyEnd => {
-                    if let Some(session) = &mut entry.session {
-                        session.on_body_end(&mut Context::new(&mut exchange));
-                    }
-                }
-                Event::Request(request, upgrade) => {
-                    status.requests += 1;
-                    let is_websocket = upgrade.is_some();
-                    exchange.upgrade = upgrade;
-                    exchange.expects_continue = request.expects_continue;
-                    let seen = service::Request {
-                        method: request.method,
-                        path: request.path,
-                        query: request.query,
-                        headers: &HttpHeaders(&request),
-                        is_websocket,
-                        has_body: request.body != BodyKind::None,
-                        peer: entry.peer,
-                    };
-                    let outcome = service.on_request(&seen, &mut Context::new(&mut exchange));
-                    match outcome {
-                        Outcome::Done => {
-                            if exchange.connection.is_response_due() {
-                                exchange.misuse = Some("a request left without an answer");
-                            }
-                        }
-                        Outcome::Session(session) => {
-                            if exchange.expects_continue && exchange.connection.is_response_due() {
-                                exchange.connection.send_continue(exchange.out);
-                            }
-                            entry.session = Some(session);
-                        }
-                    }
-                }
-                Event::Ended => {
-                    if let Some(mut session) = entry.session.take() {
-                        session.on_close();
-                    }
-                }
-            }
-            status.messages_sent += exchange.messages_sent;
-            if exchange.is_pushable {
-                pushable.insert(entry.id, key);
-            }
-            if let Some(misuse) = exchange.misuse {
-                tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
-                fail_exchange(entry, &environment, out);
-            }
-            if entry.session.is_some() && entry.connection.is_exchange_over() {
-                entry.session = None;
-                entry.timer_due_ms = u64::MAX;
-                entry.wants_room = false;
-            }
-        }
-        entry.connection.after_input();
-    }
-
-    /// Calls the session outside of any input.
-    pub(super) fn with_session(
-        &mut self,
-        key: usize,
-        call: impl FnOnce(&mut dyn service::Session, &mut Context<'_>),
-    ) {
-        let mut out = self.buffers.take();
-        let Self { entries, configure, date, now_ms, info, status, inbox, pushable, .. } = self;
-        let entry = &mut entries[key];
-        let queued = entry.queued();
-        let was_blocked = !entry.connection.wants_input();
-        let Some(mut session) = entry.session.take() else { return self.buffers.give(out) };
-        let environment = Environment {
-            limits: &configure.config.limits,
-            websocket: &configure.config.websocket,
-            now_ms: *now_ms,
-            date: date.value(),
-        };
-        let mut exchange = Exchange {
-            connection: &mut entry.connection,
-            environment,
-            out: &mut out,
-            queued,
-            timer_due_ms: &mut entry.timer_due_ms,
-            wants_room: &mut entry.wants_room,
-            upgrade: None,
-            expects_continue: false,
-            id: entry.id,
-            worker: *info,
-            inbox,
-            is_pushable: false,
-            messages_sent: 0,
-            misuse: None,
-        };
-        call(session.as_mut(), &mut Context::new(&mut exchange));
-        status.messages_sent += exchange.messages_sent;
-        if exchange.is_pushable {
-            pushable.insert(entry.id, key);
-        }
-        if let Some(misuse) = exchange.misuse {
-            tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
-            fail_exchange(entry, &environment, &mut out);
-        } else if entry.connection.is_exchange_over() {
-            entry.timer_due_ms = u64::MAX;
-            entry.wants_room = false;
-        } else {
-            entry.session = Some(session);
-        }
-        entry.connection.after_input();
-        entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);
-        let goes_on = was_blocked
-            && !entry.paused
-            && entry.connection.wants_input()
-            && !entry.connection.pending().is_empty();
-        self.queue_output(key, out);
-        if goes_on {
-            // The response before them is finished: pipelined requests go on.
-            self.process_pending(key, false);
-        } else {
-            self.settle(key);
-        }
-    }
-
-    /// Queues output and starts a send if none is in flight.
-    fn queue_output(&mut self, key: usize, out: Vec<u8>) {
+    /// Queues output and starts a send if none is in flight. All that a connection produces leaves it
+    /// here.
+    pub(super) fn queue_output(&mut self, key: usize, out: Vec<u8>) {
         let entry = &mut self.entries[key];
         if out.is_empty() || entry.connection.send_is_shut {
             self.buffers.give(out);
@@ -329,7 +161,7 @@ impl Worker {
     pub(super) fn send_output(&mut self, key: usize, out: Vec<u8>) {
         self.queue_output(key, out);
         let entry = &mut self.entries[key];
-        if entry.wants_room && entry.sending.is_none() {
+        if entry.sending.is_none() && entry.places.wanting_room(Slot::ONLY).is_some() {
             // Nothing is in flight whose completion would give the session its turn.
             return self.give_room(key);
         }
@@ -399,17 +231,19 @@ impl Worker {
         self.give_room(key);
     }
 
-    /// Output has left: the session gets its turn, or what is due is done.
+    /// Output has left: the sessions that wait for room get their turn, or what is due is done.
     pub(super) fn give_room(&mut self, key: usize) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
         let bound = self.configure.config.limits.send_queue_bytes as usize;
-        if entry.is_served()
-            && entry.wants_room
+        let mut from = Slot::ONLY;
+        while let Some(entry) = self.entries.get_mut(key)
+            && entry.is_served()
             && entry.queued() <= bound / 2
             && !entry.connection.is_ending()
+            && let Some(slot) = entry.places.wanting_room(from)
         {
-            entry.wants_room = false;
-            return self.with_session(key, |session, context| session.on_room(context));
+            from = slot.next();
+            entry.places.at(slot).wants_room = false;
+            self.with_session(key, slot, |session, context| session.on_room(context));
         }
         self.settle(key);
     }
@@ -481,7 +315,7 @@ impl Worker {
             date: &[],
         };
         let due = entry.connection.deadline_ms(&environment).unwrap_or(u64::MAX);
-        let due = due.min(entry.timer_due_ms);
+        let due = due.min(entry.places.timer_due_ms());
         if due < entry.scheduled_ms {
             entry.scheduled_ms = due;
             let tag = entry.tag();
@@ -502,9 +336,11 @@ impl Worker {
         if entry.fresh {
             return self.schedule_in(key, 1);
         }
-        if entry.timer_due_ms <= self.now_ms {
-            entry.timer_due_ms = u64::MAX;
-            self.with_session(key, |session, context| session.on_timer(context));
+        while let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.is_served())
+            && let Some(slot) = entry.places.due(self.now_ms)
+        {
+            entry.places.at(slot).timer_due_ms = u64::MAX;
+            self.with_session(key, slot, |session, context| session.on_timer(context));
         }
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.is_served()) else {
             return;
@@ -521,7 +357,7 @@ impl Worker {
                 self.buffers.give(out);
                 return self.drop_connection(key);
             }
-            Overdue::End => self.end_session(key),
+            Overdue::End => self.end_sessions(key),
             Overdue::Nothing => {}
         }
         self.send_output(key, out);
@@ -538,18 +374,16 @@ impl Worker {
         self.timers.schedule(due, key, tag);
     }
 
-    fn end_session(&mut self, key: usize) {
+    fn end_sessions(&mut self, key: usize) {
         let entry = &mut self.entries[key];
-        entry.timer_due_ms = u64::MAX;
-        entry.wants_room = false;
-        if let Some(mut session) = entry.session.take() {
+        for mut session in entry.places.clear_all() {
             session.on_close();
         }
     }
 
     /// Gives a connection up: nothing is flushed any more.
     pub(super) fn drop_connection(&mut self, key: usize) {
-        self.end_session(key);
+        self.end_sessions(key);
         let entry = &mut self.entries[key];
         entry.closing = true;
         entry.connection.end();
@@ -591,30 +425,4 @@ impl Worker {
 /// Names the receive of a connection.
 pub(super) fn receive_operation(key: usize) -> crate::uring::Operation {
     crate::uring::Operation::receive(Token::Receive(key).pack())
-}
-
-/// The service broke its exchange: the client gets a 500 where that is still possible.
-fn fail_exchange(entry: &mut Entry, environment: &Environment<'_>, out: &mut Vec<u8>) {
-    if let Some(mut session) = entry.session.take() {
-        session.on_close();
-    }
-    if entry.connection.is_response_due() {
-        entry.connection.respond(environment, out, 500, &[], b"500: the service is at fault\n");
-    }
-    entry.connection.close_websocket(out, 1011, "the service is at fault");
-    entry.connection.end();
-}
-
-struct HttpHeaders<'a, 'b>(&'a crate::proto::http1::Request<'b>);
-
-impl Headers for HttpHeaders<'_, '_> {
-    fn first(&self, name: &str) -> Option<&[u8]> {
-        self.0.header(name)
-    }
-
-    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
-        for (name, value) in self.0.headers() {
-            visit(name, value);
-        }
-    }
 }

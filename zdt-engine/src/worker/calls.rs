@@ -1,0 +1,259 @@
+//! Events to the service and to sessions, and what follows from their answers.
+//!
+//! Every call goes the same way: the stream's session is taken from its place, lent an [`Exchange`]
+//! with what it may do, and put back unless its exchange is over.
+//!
+//! Must not know: sockets, sends in flight, timers' order.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::conn::{Environment, Event, Head, Progress, Slot, Upgrade};
+use crate::control::WorkerStatus;
+use crate::proto::Input;
+use crate::proto::websocket::MessageKind;
+use crate::service::{self, Context, Headers, Message, Outcome, Service, Session, WorkerInfo};
+
+use super::Worker;
+use super::entry::Entry;
+use super::exchange::Exchange;
+use super::inbox::Inbox;
+
+/// What calls need of the worker, apart from the connection.
+struct Calls<'a> {
+    environment: Environment<'a>,
+    worker: WorkerInfo,
+    inbox: &'a Arc<Inbox>,
+    status: &'a mut WorkerStatus,
+    pushable: &'a mut HashMap<u64, usize>,
+}
+
+/// A stream that is called, and what its answer is added to.
+struct Target<'a> {
+    key: usize,
+    entry: &'a mut Entry,
+    slot: Slot,
+    out: &'a mut Vec<u8>,
+}
+
+impl Calls<'_> {
+    /// Calls the service about a new request, which may leave a session.
+    fn request(
+        &mut self,
+        target: Target<'_>,
+        head: &Head<'_>,
+        upgrade: Option<Box<Upgrade>>,
+        service: &mut dyn Service,
+    ) {
+        self.status.requests += 1;
+        let seen = service::Request {
+            method: head.method(),
+            path: head.path(),
+            query: head.query(),
+            headers: &HttpHeaders(head),
+            is_websocket: upgrade.is_some(),
+            has_body: head.has_body(),
+            peer: target.entry.peer,
+        };
+        let expects_continue = head.expects_continue();
+        self.call(target, |_, exchange| {
+            exchange.upgrade = upgrade;
+            exchange.expects_continue = expects_continue;
+            match service.on_request(&seen, &mut Context::new(exchange)) {
+                Outcome::Done => {
+                    if exchange.connection.is_response_due(exchange.slot) {
+                        exchange.misuse = Some("a request left without an answer");
+                    }
+                    None
+                }
+                Outcome::Session(session) => {
+                    if exchange.expects_continue
+                        && exchange.connection.is_response_due(exchange.slot)
+                    {
+                        exchange.connection.send_continue(exchange.slot, exchange.out);
+                    }
+                    Some(session)
+                }
+            }
+        });
+    }
+
+    /// Calls a stream's session, if it has one.
+    fn session(
+        &mut self,
+        target: Target<'_>,
+        call: impl FnOnce(&mut dyn Session, &mut Context<'_>),
+    ) {
+        if target.entry.places.get(target.slot).is_none_or(|place| place.session.is_none()) {
+            return;
+        }
+        self.call(target, |session, exchange| {
+            let mut session = session?;
+            call(session.as_mut(), &mut Context::new(exchange));
+            Some(session)
+        });
+    }
+
+    fn call(
+        &mut self,
+        target: Target<'_>,
+        call: impl FnOnce(Option<Box<dyn Session>>, &mut Exchange<'_>) -> Option<Box<dyn Session>>,
+    ) {
+        let Target { key, entry, slot, out } = target;
+        let queued = entry.queued();
+        let place = entry.places.at(slot);
+        let session = place.session.take();
+        let mut exchange = Exchange {
+            connection: &mut entry.connection,
+            slot,
+            environment: self.environment,
+            out,
+            queued,
+            timer_due_ms: &mut place.timer_due_ms,
+            wants_room: &mut place.wants_room,
+            upgrade: None,
+            expects_continue: false,
+            id: entry.id,
+            worker: self.worker,
+            inbox: self.inbox,
+            is_pushable: false,
+            messages_sent: 0,
+            misuse: None,
+        };
+        place.session = call(session, &mut exchange);
+        self.status.messages_sent += exchange.messages_sent;
+        if exchange.is_pushable {
+            self.pushable.insert(entry.id, key);
+        }
+        if let Some(misuse) = exchange.misuse {
+            tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
+            let session = entry.places.at(slot).clear();
+            if let Some(mut session) = session {
+                session.on_close();
+            }
+            entry.connection.fail_exchange(slot, &self.environment, out);
+        } else if place.session.is_none() || entry.connection.is_exchange_over(slot) {
+            place.clear();
+        }
+    }
+}
+
+impl Worker {
+    /// Parses input and calls the service and the sessions about it, as long as there is room for
+    /// their answers.
+    pub(super) fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
+        let Self {
+            entries, service, configure, date, now_ms, info, status, inbox, pushable, ..
+        } = self;
+        let entry = &mut entries[key];
+        let config = &configure.config;
+        let environment = Environment {
+            limits: &config.limits,
+            websocket: &config.websocket,
+            now_ms: *now_ms,
+            date: date.value(),
+        };
+        let mut calls = Calls { environment, worker: *info, inbox, status, pushable };
+        let queued = entry.queued();
+        while out.len() + queued <= config.limits.send_queue_bytes as usize {
+            let Some((slot, event)) = entry.connection.next_event(input, &environment, out) else {
+                break;
+            };
+            let target = Target { key, entry: &mut *entry, slot, out: &mut *out };
+            match event {
+                Event::Message { kind, payload } => {
+                    calls.status.messages_received += 1;
+                    let message = match kind {
+                        MessageKind::Binary => Message::Binary(&payload),
+                        // The machine has validated it; a second look costs little for short texts.
+                        MessageKind::Text => match simdutf8::basic::from_utf8(&payload) {
+                            Ok(text) => Message::Text(text),
+                            Err(_) => unreachable!("the machine yields valid UTF-8 only"),
+                        },
+                    };
+                    calls.session(target, |session, context| session.on_message(message, context));
+                }
+                Event::Body(bytes) => {
+                    calls.session(target, |session, context| session.on_body(bytes, context));
+                }
+                Event::BodyEnd => {
+                    calls.session(target, |session, context| session.on_body_end(context));
+                }
+                Event::Request(head, upgrade) => {
+                    calls.request(target, &head, upgrade, service.as_mut());
+                }
+                Event::Ended => {
+                    if let Some(mut session) = entry.places.at(slot).clear() {
+                        session.on_close();
+                    }
+                }
+            }
+        }
+        entry.connection.after_input();
+    }
+
+    /// Calls a stream's session outside of any input.
+    pub(super) fn with_session(
+        &mut self,
+        key: usize,
+        slot: Slot,
+        call: impl FnOnce(&mut dyn Session, &mut Context<'_>),
+    ) {
+        let Self { entries, configure, date, now_ms, info, status, inbox, pushable, .. } = self;
+        let entry = &mut entries[key];
+        if entry.places.get(slot).is_none_or(|place| place.session.is_none()) {
+            return;
+        }
+        let mut out = self.buffers.take();
+        let queued = entry.queued();
+        let was_blocked = !entry.connection.wants_input();
+        let environment = Environment {
+            limits: &configure.config.limits,
+            websocket: &configure.config.websocket,
+            now_ms: *now_ms,
+            date: date.value(),
+        };
+        let mut calls = Calls { environment, worker: *info, inbox, status, pushable };
+        calls.session(Target { key, entry: &mut *entry, slot, out: &mut out }, call);
+        entry.connection.after_input();
+        entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);
+        let goes_on = was_blocked
+            && !entry.paused
+            && entry.connection.wants_input()
+            && !entry.connection.pending().is_empty();
+        self.queue_output(key, out);
+        if goes_on {
+            // The response before them is finished: pipelined requests go on.
+            self.process_pending(key, false);
+        } else {
+            self.settle(key);
+        }
+    }
+
+    /// Calls every session of a connection.
+    pub(super) fn with_every_session(
+        &mut self,
+        key: usize,
+        mut call: impl FnMut(&mut dyn Session, &mut Context<'_>),
+    ) {
+        let mut from = Slot::ONLY;
+        while let Some(entry) = self.entries.get(key)
+            && let Some(slot) = entry.places.with_session(from)
+        {
+            from = slot.next();
+            self.with_session(key, slot, &mut call);
+        }
+    }
+}
+
+struct HttpHeaders<'a, 'b>(&'a Head<'b>);
+
+impl Headers for HttpHeaders<'_, '_> {
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        self.0.header(name)
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        self.0.each_header(visit);
+    }
+}
