@@ -39,7 +39,7 @@ struct Arguments {
 enum Command {
     /// Run the engine under checked traffic and reload it again and again.
     Demo(demo::Arguments),
-    /// Measure: handoff, state, ring, echo, http, steering, memory, or all.
+    /// Measure: handoff, state, ring, echo, http, steering, memory, queue, or all.
     Bench {
         /// Which.
         name: String,

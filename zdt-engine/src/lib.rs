@@ -16,6 +16,7 @@ pub mod control;
 pub mod fdpass;
 pub mod handoff;
 pub mod proto;
+pub mod queue;
 pub mod service;
 pub mod shm;
 pub mod state;
@@ -27,6 +28,8 @@ pub mod worker;
 
 pub mod admin;
 pub mod cli;
+
+pub use queue::RequestQueue;
 
 /// The whole of an application's `main`: the `zdt` command line with the application's own service,
 /// which becomes the default of `serve --service`.

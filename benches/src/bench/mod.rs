@@ -7,6 +7,7 @@ mod echo;
 mod handoff;
 mod http;
 mod memory;
+mod queue;
 mod state;
 mod steering;
 
@@ -21,7 +22,8 @@ use crate::peers::Peer;
 use crate::process::server_and_client_cpus;
 
 /// Names of the benches, in the order of `all`.
-pub const NAMES: [&str; 7] = ["handoff", "state", "ring", "echo", "http", "steering", "memory"];
+pub const NAMES: [&str; 8] =
+    ["handoff", "state", "ring", "echo", "http", "steering", "memory", "queue"];
 
 /// What all benches need.
 #[derive(Debug, Clone)]
@@ -82,6 +84,7 @@ fn run_one(name: &str, settings: &Settings, report: &mut Report) -> Result<()> {
         "http" => http::run(settings, report),
         "steering" => steering::run(settings, report),
         "memory" => memory::run(settings, report),
+        "queue" => queue::run(settings, report),
         _ => bail!("no bench {name:?}; there are {}, all", NAMES.join(", ")),
     }
 }
