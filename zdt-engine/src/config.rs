@@ -5,18 +5,29 @@
 //! (see `zdt.toml` at the root of the repository), [`Sources`] where it comes from. Unknown keys are
 //! errors in the file only: on the way to a worker of another build they must be ignored.
 //!
+//! A new setting is a field with a default (or a name in `OPTIONAL`) and its line in `zdt.toml`; if it has
+//! a variable, a line in [`ENVIRONMENT`]; if it cannot change at a reload, a name in [`FIXED`].
+//!
 //! Must not know: sockets, processes, protocols.
 
+mod changes;
+mod environment;
+mod file;
+mod secret;
 mod settings;
 mod sources;
+mod suggest;
 
 use serde::{Deserialize, Serialize};
 
+pub use changes::{Change, FIXED};
+pub use environment::{ENVIRONMENT, EnvironmentName, Form};
+pub use secret::Secret;
 pub use settings::{
     AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
     SteeringMode, Strategy,
 };
-pub use sources::{ConfigError, ENVIRONMENT, EnvironmentName, Form, Overrides, Sources};
+pub use sources::{ConfigError, Loaded, Overrides, ShownSetting, Sources};
 
 /// All that a worker is told about its job. Every duration is in milliseconds, every size in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,9 @@
-//! The admin endpoint: health, readiness and status over HTTP, on a loopback address.
+//! The admin endpoint: health, readiness and status over HTTP.
 //!
 //! Must not know: the insides of the supervisor and of workers.
 
 mod bounded;
+mod guard;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,12 +12,19 @@ use axum::routing::get;
 use axum::{Json, Router};
 
 use self::bounded::BoundedListener;
+use self::guard::Guard;
 use crate::supervisor::Handle;
 use crate::supervisor::handle::Readiness;
 
 /// Serves until it is aborted.
 pub async fn serve(listener: tokio::net::TcpListener, handle: Handle) {
-    if let Err(error) = axum::serve(BoundedListener::new(listener), router(handle)).await {
+    let address = match listener.local_addr() {
+        Ok(address) => address,
+        Err(error) => return tracing::error!(%error, "the admin endpoint cannot be served"),
+    };
+    let guard = Guard { address, token: handle.admin_token() };
+    let router = router(handle).layer(axum::middleware::from_fn_with_state(guard, guard::check));
+    if let Err(error) = axum::serve(BoundedListener::new(listener), router).await {
         tracing::error!(%error, "the admin endpoint has ended");
     }
 }

@@ -3,6 +3,7 @@
 //! Must not know: how the supervisor does what it is told.
 
 mod client;
+mod config;
 mod doctor;
 mod reload;
 mod serve;
@@ -38,6 +39,8 @@ enum Command {
     Stop(StopArgs),
     /// Check what this machine allows, and say what to do about what it does not.
     Doctor(DoctorArgs),
+    /// Check or show the configuration.
+    Config(ConfigArgs),
     /// A worker process; started by the supervisor only.
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -45,13 +48,20 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ServeArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// What is configured on the command line.
+#[derive(Debug, Args)]
+struct SettingsArgs {
     /// Configuration file; every setting is described in zdt.toml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Public address; may be given several times.
     #[arg(long, value_name = "ADDR")]
     listen: Vec<SocketAddr>,
-    /// Loopback address of health and status, or `off`.
+    /// Address of health, status and metrics, or `off`.
     #[arg(long, value_name = "ADDR")]
     admin: Option<AdminAddress>,
     /// Directory of the control socket and of the supervisor's state.
@@ -75,6 +85,41 @@ struct ServeArgs {
     /// Form of the log on standard error; RUST_LOG says how much of it.
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+}
+
+impl SettingsArgs {
+    fn run_dir(&self) -> RunDirArg {
+        RunDirArg { run_dir: self.run_dir.clone() }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say what is wrong with the configuration, without starting anything.
+    Check {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Print one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show every setting, and where its value comes from.
+    Show {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Ask the running supervisor what is in force there.
+        #[arg(long)]
+        running: bool,
+        /// Print one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +199,7 @@ pub fn run_with(services: Services) -> ExitCode {
         Command::Status(args) => report("status", status::run(&args)),
         Command::Stop(args) => report("stop", stop::run(&args)),
         Command::Doctor(args) => report("doctor", doctor::run(&args)),
+        Command::Config(args) => report("config", config::run(args, &services)),
         Command::Worker(args) => run_worker(&args, &services),
     }
 }

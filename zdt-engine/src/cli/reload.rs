@@ -21,7 +21,7 @@ pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, String> {
     }
     let show = std::io::stderr().is_terminal() && !args.json;
     loop {
-        match client.next()? {
+        match client.next_when_it_comes()? {
             Some(Reply::Progress(progress)) if show => show_progress(&progress),
             Some(Reply::Verdict(verdict)) => {
                 if show {
@@ -88,6 +88,9 @@ fn print_verdict(verdict: &Verdict, json: bool) -> Result<(), String> {
             "not served for: {} us (median), {} us (99 %), {} us (longest)",
             blackout.p50, blackout.p99, blackout.max
         );
+    }
+    for setting in &verdict.restart_required {
+        println!("not in force before a restart of the supervisor: {setting}");
     }
     for warning in &verdict.warnings {
         println!("warning: {warning}");

@@ -4,28 +4,35 @@
 
 use std::process::ExitCode;
 
-use super::ServeArgs;
-use crate::config::{Overrides, Sources};
+use super::{ServeArgs, SettingsArgs};
+use crate::config::{Overrides, Settings, Sources};
 use crate::service::Services;
 use crate::supervisor;
 
 pub(super) fn run(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
-    let sources = sources(args, services);
+    let sources = sources(args.settings, services);
     let settings = sources.load().map_err(|error| error.to_string())?;
-    if !services.names().any(|name| name == settings.service) {
-        let known: Vec<&str> = services.names().collect();
-        return Err(format!(
-            "service: this program has no service {:?}; it has: {}",
-            settings.service,
-            known.join(", ")
-        ));
-    }
+    check_service(&settings, services)?;
     super::start_log(settings.log_format);
     supervisor::run(sources).map_err(|error| error.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn sources(args: ServeArgs, services: &Services) -> Sources {
+/// The service must be one of this program's.
+pub(super) fn check_service(settings: &Settings, services: &Services) -> Result<(), String> {
+    if services.names().any(|name| name == settings.service) {
+        return Ok(());
+    }
+    let known: Vec<&str> = services.names().collect();
+    Err(format!(
+        "service: this program has no service {:?}; it has: {}",
+        settings.service,
+        known.join(", ")
+    ))
+}
+
+/// What the command line says, over everything else.
+pub(super) fn sources(args: SettingsArgs, services: &Services) -> Sources {
     let mut overrides = Overrides::default();
     if !args.listen.is_empty() {
         let listen: Vec<String> = args.listen.iter().map(ToString::to_string).collect();
@@ -75,7 +82,7 @@ mod tests {
     fn settings(line: &str) -> crate::config::Settings {
         let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
         let Command::Serve(args) = cli.command else { panic!("not serve") };
-        sources(args, &Services::builtin()).load_with(|_| None).expect("settings")
+        sources(args.settings, &Services::builtin()).load_with(|_| None).expect("settings")
     }
 
     #[test]

@@ -10,12 +10,11 @@ use crate::supervisor::handle::{Reply, Request, Status};
 
 pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, String> {
     let mut client = Client::connect(&args.run_dir.path()?)?;
-    client.send(&Request::Status)?;
-    match client.next()? {
-        Some(Reply::Status(status)) if args.json => {
+    match client.ask(&Request::Status)? {
+        Reply::Status(status) if args.json => {
             println!("{}", serde_json::to_string(&status).map_err(|error| error.to_string())?);
         }
-        Some(Reply::Status(status)) => print(&status),
+        Reply::Status(status) => print(&status),
         _ => return Err("the supervisor did not answer".to_owned()),
     }
     Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::StopArgs;
-use super::client::Client;
+use super::client::{Client, PATIENCE, process_state, silence};
 use crate::control::{PROTOCOL_VERSIONS, ToWorker};
 use crate::supervisor::handle::{Reply, Request};
 use crate::supervisor::{connect_to_worker, workers_in};
@@ -46,12 +46,16 @@ fn stop_supervisor(client: &mut Client, now: bool) -> Result<u32, String> {
     // Before the request, while it is certain who has this number.
     let process = sys::pidfd_open(client.pid)
         .map_err(|error| format!("the supervisor's process {}: {error}", client.pid))?;
-    client.send(&Request::Stop { now })?;
-    let workers = match client.next()? {
-        Some(Reply::Stopping { workers }) => workers,
+    let workers = match client.ask(&Request::Stop { now })? {
+        Reply::Stopping { workers } => workers,
         _ => return Err("the supervisor did not answer".to_owned()),
     };
-    wait_for(&process, None)?;
+    // For as long as the configured drain lasts; but not for one that cannot go on.
+    while !is_readable(&process, PATIENCE)? {
+        if matches!(process_state(client.pid), Some('T' | 't')) {
+            return Err(silence(client.pid));
+        }
+    }
     Ok(workers)
 }
 
@@ -89,7 +93,7 @@ fn stop_orphans(run_dir: &Path, now: bool) -> Result<u32, String> {
 fn drain_link(link: &OwnedFd, deadline: Instant) -> Result<(), String> {
     let mut buffer = vec![0; crate::control::MAX_MESSAGE_BYTES];
     loop {
-        wait_for(link, Some(deadline))?;
+        wait_for(link, deadline)?;
         match fdpass::receive(link.as_fd(), &mut buffer, &mut Vec::new()) {
             Ok(received) if received.bytes == 0 => return Ok(()),
             Ok(_) => {}
@@ -99,22 +103,25 @@ fn drain_link(link: &OwnedFd, deadline: Instant) -> Result<(), String> {
     }
 }
 
-fn wait_for(descriptor: &OwnedFd, deadline: Option<Instant>) -> Result<(), String> {
+fn wait_for(descriptor: &OwnedFd, deadline: Instant) -> Result<(), String> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    match is_readable(descriptor, left)? {
+        true => Ok(()),
+        false => Err("workers have not ended in time; try --now".to_owned()),
+    }
+}
+
+/// Waits that long at most; true once there is something to read.
+fn is_readable(descriptor: &OwnedFd, patience: Duration) -> Result<bool, String> {
+    let deadline = Instant::now() + patience;
     loop {
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err("workers have not ended in time; try --now".to_owned());
-                }
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            }
-        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
         match poll(&mut polled, timeout) {
+            Ok(0) if Instant::now() >= deadline => return Ok(false),
             Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(true),
             Err(error) => return Err(format!("cannot wait for the end: {error}")),
         }
     }

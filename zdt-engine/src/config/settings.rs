@@ -7,11 +7,17 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HandoffOptions, Limits, ReceiveBuffers, WebSocketOptions, WorkerConfig};
+use super::{HandoffOptions, Limits, ReceiveBuffers, Secret, WebSocketOptions, WorkerConfig};
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
 /// generations of that size.
 pub const MAX_WORKERS: u32 = 128;
+
+/// Settings that have no default.
+pub(super) const OPTIONAL: &[&str] = &["run_dir", "executable", "admin_token", "admin_token_file"];
+
+/// Shorter tokens can be guessed.
+const MIN_TOKEN_BYTES: usize = 16;
 
 /// Everything that `zdt serve` can be told, with the names of `zdt.toml`. Durations in
 /// milliseconds, sizes in bytes.
@@ -22,6 +28,11 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where health, status and metrics are served.
     pub admin: AdminAddress,
+    /// Who asks the admin endpoint must show this; on a loopback address nobody has to if there is none.
+    /// From the environment only.
+    pub admin_token: Option<Secret>,
+    /// The file that holds it.
+    pub admin_token_file: Option<PathBuf>,
     /// Directory of the control socket, the workers' sockets and the supervisor's state.
     pub run_dir: Option<PathBuf>,
     /// The program that workers are started from; that of the supervisor by default.
@@ -36,6 +47,8 @@ pub struct Settings {
     pub steering: SteeringMode,
     /// Which worker of a generation gets a new connection; needs eBPF, otherwise the kernel hashes.
     pub policy: Policy,
+    /// Reload without downtime. Without, the workers drain, end, and are started anew.
+    pub zero_downtime: bool,
     /// How a reload replaces the workers.
     pub strategy: Strategy,
     /// One listening socket per worker. Without, all workers share one, and nothing is steered.
@@ -72,6 +85,8 @@ impl Default for Settings {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
             admin: AdminAddress(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
+            admin_token: None,
+            admin_token_file: None,
             run_dir: None,
             executable: None,
             user: "nobody".to_owned(),
@@ -79,6 +94,7 @@ impl Default for Settings {
             service: worker.service,
             steering: SteeringMode::default(),
             policy: Policy::default(),
+            zero_downtime: true,
             strategy: Strategy::default(),
             reuse_port: true,
             migrate_connections: true,
@@ -280,15 +296,7 @@ impl Settings {
         if self.workers > MAX_WORKERS {
             return Err(("workers", format!("at most {MAX_WORKERS}, not {}", self.workers)));
         }
-        if let Some(address) = self.admin.0
-            && !address.ip().is_loopback()
-        {
-            let why = format!(
-                "{address} is not a loopback address; the admin endpoint has no authentication, \
-                 so put a proxy that has in front of a loopback address"
-            );
-            return Err(("admin", why));
-        }
+        self.check_admin()?;
         if self.service.is_empty() {
             return Err(("service", "is empty; `demo` is built in".into()));
         }
@@ -315,11 +323,62 @@ impl Settings {
         if self.respawn.window_ms == 0 {
             return Err(("respawn.window_ms", "must be at least 1".into()));
         }
-        if self.reload.ready_timeout_ms == 0 || self.reload.handoff_timeout_ms == 0 {
-            return Err(("reload", "a time-out of 0 ms would fail every reload".into()));
+        for (setting, value) in [
+            ("reload.ready_timeout_ms", self.reload.ready_timeout_ms),
+            ("reload.handoff_timeout_ms", self.reload.handoff_timeout_ms),
+        ] {
+            if value == 0 {
+                return Err((setting, "a time-out of 0 ms would fail every reload".into()));
+            }
         }
         Ok(())
     }
+
+    fn check_admin(&self) -> Result<(), (&'static str, String)> {
+        let has_token = self.admin_token.is_some() || self.admin_token_file.is_some();
+        if let Some(address) = self.admin.0
+            && !address.ip().is_loopback()
+            && !has_token
+        {
+            let why = format!(
+                "{address} is not a loopback address, so whoever asks there must show a token: name \
+                 its file with admin_token_file, or set ZERO_DOWNTIME_ADMIN_TOKEN"
+            );
+            return Err(("admin", why));
+        }
+        if self.admin_token.is_some() && self.admin_token_file.is_some() {
+            let why = "there is a token in the environment, too (ZERO_DOWNTIME_ADMIN_TOKEN); \
+                       which one counts?";
+            return Err(("admin_token_file", why.into()));
+        }
+        self.admin_token.as_ref().map_or(Ok(()), |token| check_token("admin_token", token))
+    }
+
+    /// Reads what settings keep in files of its own.
+    ///
+    /// # Errors
+    /// The name of the setting, and why.
+    pub(super) fn read_files(&mut self) -> Result<(), (&'static str, String)> {
+        let name = "admin_token_file";
+        if let Some(path) = &self.admin_token_file {
+            let token = Secret::read(path).map_err(|reason| (name, reason))?;
+            check_token(name, &token)?;
+            self.admin_token = Some(token);
+        }
+        Ok(())
+    }
+}
+
+fn check_token(name: &'static str, token: &Secret) -> Result<(), (&'static str, String)> {
+    let token = token.expose();
+    if token.len() < MIN_TOKEN_BYTES || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let why = format!(
+            "a token has at least {MIN_TOKEN_BYTES} characters, all of them visible ASCII; \
+             `openssl rand -hex 32` makes one"
+        );
+        return Err((name, why));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -342,7 +401,7 @@ mod tests {
         assert_eq!(table, defaults, "zdt.toml must list every setting with its default");
         // Optional settings have no default to state, but must be documented.
         defaults.clear();
-        for name in ["run_dir", "executable"] {
+        for name in OPTIONAL {
             assert!(text.contains(&format!("# {name} = ")), "{name} is not documented");
         }
     }
@@ -358,9 +417,10 @@ mod tests {
         assert_eq!(name(|s| s.listen = vec![s.listen[0], s.listen[0]]), "listen");
         assert_eq!(name(|s| s.workers = MAX_WORKERS + 1), "workers");
         assert_eq!(name(|s| s.admin = "0.0.0.0:9180".parse().unwrap()), "admin");
+        assert_eq!(name(|s| s.admin_token = Some("short".to_owned().into())), "admin_token");
         assert_eq!(name(|s| s.receive_buffers.count = 100), "receive_buffers.count");
         assert_eq!(name(|s| s.handoff.window = 0), "handoff.window");
-        assert_eq!(name(|s| s.reload.handoff_timeout_ms = 0), "reload");
+        assert_eq!(name(|s| s.reload.handoff_timeout_ms = 0), "reload.handoff_timeout_ms");
     }
 
     #[test]

@@ -84,6 +84,10 @@ async fn serve_request(
             let reply = handle.status().await.map_or_else(ending, Reply::Status);
             write(writer, &reply).await
         }
+        Request::Config => {
+            let reply = handle.config().await.map_or_else(ending, Reply::Config);
+            write(writer, &reply).await
+        }
         Request::Stop { now } => {
             let reply =
                 handle.stop(now).await.map_or_else(ending, |workers| Reply::Stopping { workers });

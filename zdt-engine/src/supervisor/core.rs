@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::generations::{Generation, Phase, Worker, WorkerPhase};
-use super::handle::{Command, Readiness, Totals};
+use super::handle::{AdminToken, Command, Readiness, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
 use super::proving::Proving;
@@ -25,7 +25,7 @@ use super::statuses::StatusRequests;
 use super::steer::Steer;
 use super::stopping::Stopping;
 use super::{WorkerId, store};
-use crate::config::{Settings, Sources};
+use crate::config::{Settings, ShownSetting, Sources};
 use crate::control::ToWorker;
 
 /// Living generations: the fifth ends the oldest drain first.
@@ -37,6 +37,8 @@ pub(super) const EXIT_GRACE: Duration = Duration::from_secs(2);
 pub(super) struct Core {
     /// As of the start; a reload reads its own.
     pub settings: Settings,
+    /// They, and where each came from.
+    pub shown: Vec<ShownSetting>,
     pub sources: Sources,
     pub executable_path: PathBuf,
     pub run_dir: RunDir,
@@ -63,6 +65,7 @@ pub(super) struct Core {
     pub last_verdict: Option<Verdict>,
     pub started: Instant,
     pub readiness: watch::Sender<Readiness>,
+    pub admin_token: watch::Sender<AdminToken>,
     pub links: mpsc::Sender<(WorkerId, LinkEvent)>,
     /// For the reload machine, in order.
     pub machine_events: VecDeque<super::reload::Event>,
@@ -70,6 +73,8 @@ pub(super) struct Core {
     pub pending_actions: VecDeque<super::reload::Action>,
     /// Adopted workers that hang, and have not said what they have.
     pub unheard: BTreeSet<WorkerId>,
+    /// The workers that served were told to end before a reload begins (`zero_downtime = false`).
+    pub drained_for_restart: bool,
     /// The durable state must be written again.
     pub dirty: bool,
     /// The loop ends, with this result.
@@ -79,11 +84,13 @@ pub(super) struct Core {
 /// What a supervisor has before it knows whether it had a predecessor.
 pub(super) struct Setup {
     pub settings: Settings,
+    pub shown: Vec<ShownSetting>,
     pub sources: Sources,
     pub executable_path: PathBuf,
     pub run_dir: RunDir,
     pub links: mpsc::Sender<(WorkerId, LinkEvent)>,
     pub readiness: watch::Sender<Readiness>,
+    pub admin_token: watch::Sender<AdminToken>,
 }
 
 /// What the loop listens to.
@@ -96,9 +103,19 @@ pub(super) struct Inputs {
 impl Core {
     /// A supervisor without workers.
     pub fn new(setup: Setup, steer: Steer, scoreboard: Board, max_workers: u32) -> Core {
-        let Setup { settings, sources, executable_path, run_dir, links, readiness } = setup;
+        let Setup {
+            settings,
+            shown,
+            sources,
+            executable_path,
+            run_dir,
+            links,
+            readiness,
+            admin_token,
+        } = setup;
         Core {
             settings,
+            shown,
             sources,
             executable_path,
             run_dir,
@@ -123,10 +140,12 @@ impl Core {
             last_verdict: None,
             started: Instant::now(),
             readiness,
+            admin_token,
             links,
             machine_events: VecDeque::new(),
             pending_actions: VecDeque::new(),
             unheard: BTreeSet::new(),
+            drained_for_restart: false,
             dirty: false,
             finished: None,
         }
@@ -164,6 +183,9 @@ impl Core {
                 self.request_reload(no_rollback, Some(replies));
             }
             Command::Status { reply } => self.begin_status(reply),
+            Command::Config { reply } => {
+                let _ = reply.send(self.shown.clone());
+            }
             Command::Stop { now, reply } => {
                 let _ = reply.send(u32::try_from(self.workers.len()).unwrap_or(u32::MAX));
                 self.begin_stop(now);

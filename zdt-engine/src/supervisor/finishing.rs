@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::WorkerId;
 use super::core::Core;
 use super::generations::{Phase, WorkerPhase};
 use super::handle::Reply;
 use super::listeners::Role;
 use super::reload::{Circumstances, Facts, Outcome, Verdict};
 use super::reloading::{ActiveReload, QueuedReload};
-use crate::config::Settings;
+use super::{WorkerId, restart};
+use crate::config::FIXED;
 
 impl Core {
     /// A verdict for a reload that never began.
@@ -81,6 +81,7 @@ impl Core {
             return;
         }
         self.complete(&mut verdict, reload.requested, reload.blue);
+        verdict.restart_required.clone_from(&reload.restart_required);
         self.totals.lost_connections += verdict.lost_connections;
         self.totals.migrated_connections += verdict.migrated_connections;
         if reload.blue.is_some() {
@@ -109,16 +110,14 @@ impl Core {
             green.phase = Phase::Serving;
         }
         // What cannot change while a supervisor lives stays as it was.
-        let fixed = &self.settings;
-        self.settings = Settings {
-            admin: fixed.admin,
-            run_dir: fixed.run_dir.clone(),
-            steering: fixed.steering,
-            policy: fixed.policy,
-            reuse_port: fixed.reuse_port,
-            log_format: fixed.log_format,
-            ..reload.settings.clone()
-        };
+        self.settings = self.settings.keep_fixed(&reload.settings);
+        self.admin_token.send_replace(self.settings.admin_token.clone());
+        let was = std::mem::replace(&mut self.shown, reload.shown.clone());
+        for shown in self.shown.iter_mut().filter(|one| FIXED.contains(&one.setting.as_str())) {
+            if let Some(was) = was.iter().find(|was| was.setting == shown.setting) {
+                shown.clone_from(was);
+            }
+        }
         for index in self.vacant_places(reload.green) {
             self.fill_place(reload.green, index);
         }
@@ -178,7 +177,9 @@ impl Core {
     }
 
     fn complete(&self, verdict: &mut Verdict, requested: Instant, previous: Option<u32>) {
-        verdict.strategy = self.settings.strategy.name().to_owned();
+        let strategy =
+            if self.drained_for_restart { restart::NAME } else { self.settings.strategy.name() };
+        verdict.strategy = strategy.to_owned();
         verdict.duration_ms = requested.elapsed().as_secs_f64() * 1_000.0;
         verdict.steering = self.steer.name().to_owned();
         verdict.reload = self.next_reload.saturating_sub(1);
@@ -190,6 +191,7 @@ impl Core {
 
     /// The verdict is logged, kept, and told to whoever waits for it.
     fn announce(&mut self, verdict: Verdict, waiters: &[mpsc::Sender<Reply>]) {
+        self.end_restart(verdict.reload_successful);
         let text = serde_json::to_string(&verdict).unwrap_or_default();
         if verdict.reload_successful {
             self.totals.reloads += 1;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reload::Verdict;
+use crate::config::{Secret, ShownSetting};
 use crate::control::WorkerStatus;
 
 /// Longest line on the control socket.
@@ -28,6 +29,8 @@ pub enum Request {
     },
     /// Answered by `status`.
     Status,
+    /// Answered by `config`.
+    Config,
     /// Answered by `stopping`; the connection ends when the supervisor does.
     Stop {
         /// Without draining.
@@ -46,6 +49,8 @@ pub enum Reply {
     Verdict(Box<Verdict>),
     /// What was asked.
     Status(Box<Status>),
+    /// The settings that are in force, and where they came from.
+    Config(Vec<ShownSetting>),
     /// The stop has begun.
     Stopping {
         /// Workers that are to end.
@@ -234,6 +239,11 @@ pub enum Command {
         /// Where it goes.
         reply: oneshot::Sender<Box<Status>>,
     },
+    /// See [`Request::Config`].
+    Config {
+        /// Where it goes.
+        reply: oneshot::Sender<Vec<ShownSetting>>,
+    },
     /// See [`Request::Stop`].
     Stop {
         /// See [`Request::Stop`].
@@ -243,11 +253,15 @@ pub enum Command {
     },
 }
 
+/// What whoever asks the admin endpoint has to show, if anything.
+pub type AdminToken = Option<Secret>;
+
 /// The supervisor, from within its process.
 #[derive(Debug, Clone)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     readiness: tokio::sync::watch::Receiver<Readiness>,
+    admin_token: tokio::sync::watch::Receiver<AdminToken>,
 }
 
 /// Whether new connections are welcome.
@@ -268,8 +282,14 @@ impl Handle {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
         readiness: tokio::sync::watch::Receiver<Readiness>,
+        admin_token: tokio::sync::watch::Receiver<AdminToken>,
     ) -> Self {
-        Self { commands, readiness }
+        Self { commands, readiness, admin_token }
+    }
+
+    /// The admin endpoint's token, which a reload may change.
+    pub fn admin_token(&self) -> tokio::sync::watch::Receiver<AdminToken> {
+        self.admin_token.clone()
     }
 
     /// Whether new connections are welcome.
@@ -281,6 +301,13 @@ impl Handle {
     pub async fn status(&self) -> Option<Box<Status>> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Status { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks for the settings that are in force; `None` if the supervisor is ending.
+    pub async fn config(&self) -> Option<Vec<ShownSetting>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Config { reply }).await.ok()?;
         answer.await.ok()
     }
 

@@ -21,6 +21,7 @@ mod proving;
 pub mod reload;
 mod reloading;
 mod respawn;
+mod restart;
 mod rundir;
 mod scoreboard;
 mod signals;
@@ -33,8 +34,8 @@ mod succession;
 mod takeover;
 mod workers;
 
-pub use handle::Handle;
-pub use process::{find_user, own_path};
+pub use handle::{AdminToken, Handle};
+pub use process::{check_executable, find_user, own_path};
 pub use rundir::{
     RunDirError, check as check_run_dir, connect_to_worker, control_socket,
     default_path as default_run_dir, workers_in,

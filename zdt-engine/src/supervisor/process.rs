@@ -19,6 +19,14 @@ use crate::config::LogFormat;
 use crate::sys;
 use crate::sys::birth::Birth;
 
+/// Says what is wrong with the program at this path, if anything is.
+///
+/// # Errors
+/// See [`Executable::open`].
+pub fn check_executable(path: &Path) -> Result<(), String> {
+    Executable::open(path).map(drop)
+}
+
 /// A program, held open.
 #[derive(Debug)]
 pub struct Executable {

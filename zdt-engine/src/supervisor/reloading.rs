@@ -11,11 +11,11 @@ use super::core::{Core, MAX_GENERATIONS};
 use super::generations::{Generation, Phase, Place, WorkerPhase, resolve_addresses};
 use super::handle::{Progress, Reply};
 use super::plan;
-use super::process::{Executable, find_user};
+use super::process::{Executable, check_executable, find_user};
 use super::reload::{Action, Event, Machine, Mark, Options, Outcome, Tally};
 use super::steer::Steer;
 use super::{WorkerId, store};
-use crate::config::Settings;
+use crate::config::{Loaded, Settings, ShownSetting};
 use crate::control::{Hello, ToWorker};
 
 /// For answers that take a worker no time.
@@ -32,6 +32,9 @@ pub(super) struct ActiveReload {
     pub migrate: bool,
     /// What green was started with; becomes the supervisor's at the commit.
     pub settings: Settings,
+    pub shown: Vec<ShownSetting>,
+    /// Settings that it cannot bring about.
+    pub restart_required: Vec<String>,
     pub waiters: Vec<mpsc::Sender<Reply>>,
     pub requested: Instant,
     pub flipped: bool,
@@ -122,8 +125,11 @@ impl Core {
             return;
         }
         let Some(wanted) = self.queued.take() else { return };
-        if let Err(message) = self.start_reload(&wanted) {
-            self.refuse(&wanted, &Outcome::FailedBeforeFlip(message));
+        match self.start_reload(&wanted) {
+            Ok(true) => {}
+            // Until the workers that serve have ended.
+            Ok(false) => self.queued = Some(wanted),
+            Err(message) => self.refuse(&wanted, &Outcome::FailedBeforeFlip(message)),
         }
     }
 
@@ -146,13 +152,20 @@ impl Core {
         }
     }
 
-    fn start_reload(&mut self, wanted: &QueuedReload) -> Result<(), String> {
-        let settings = self.sources.load().map_err(|error| error.to_string())?;
-        self.begin(settings, wanted)
+    /// False if it cannot begin yet.
+    fn start_reload(&mut self, wanted: &QueuedReload) -> Result<bool, String> {
+        let loaded = self.sources.load_shown().map_err(|error| error.to_string())?;
+        let path = loaded.settings.executable.as_ref().unwrap_or(&self.executable_path);
+        check_executable(path)?;
+        if self.drains_before(&loaded.settings, wanted) {
+            return Ok(false);
+        }
+        self.begin(loaded, wanted).map(|()| true)
     }
 
     /// Begins a reload, or the first start, with these settings.
-    pub fn begin(&mut self, settings: Settings, wanted: &QueuedReload) -> Result<(), String> {
+    pub fn begin(&mut self, loaded: Loaded, wanted: &QueuedReload) -> Result<(), String> {
+        let Loaded { settings, shown } = loaded;
         let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
         let executable = Executable::open(path)?;
         let user = find_user(&settings.user)?;
@@ -166,6 +179,13 @@ impl Core {
                 "workers: {count} are more than the {} that the steering maps were made for",
                 self.max_workers
             ));
+        }
+        let restart_required = self.settings.restart_required_for(&settings);
+        if !restart_required.is_empty() {
+            let settings = restart_required.join(", ");
+            tracing::warn!(
+                "changed, but not in force before a restart of the supervisor: {settings}"
+            );
         }
         let known: Vec<_> = self.serving().map(|of| of.listen.clone()).unwrap_or_default();
         let generation = Generation {
@@ -194,6 +214,8 @@ impl Core {
             mark: Mark::Preparing,
             migrate: settings.migrate_connections,
             settings,
+            shown,
+            restart_required,
             waiters: wanted.waiters.clone(),
             requested: wanted.requested,
             flipped: false,

@@ -14,7 +14,7 @@ use super::scoreboard::Board;
 use super::signals::Signals;
 use super::steer::Steer;
 use super::{adopt, control_socket, process, store, takeover};
-use crate::config::{ConfigError, MAX_WORKERS, Settings, Sources};
+use crate::config::{ConfigError, Loaded, MAX_WORKERS, Sources};
 use crate::{admin, sys};
 
 /// Why a supervisor does not start, or ended badly. Whoever started it can mend it.
@@ -39,13 +39,14 @@ pub enum StartError {
 /// # Errors
 /// See [`StartError`].
 pub fn run(sources: Sources) -> Result<(), StartError> {
-    let settings = sources.load()?;
+    let loaded = sources.load_shown()?;
     let runtime =
         tokio_uring::Runtime::new(&tokio_uring::builder()).map_err(StartError::IoUring)?;
-    runtime.block_on(supervise(settings, sources))
+    runtime.block_on(supervise(loaded, sources))
 }
 
-async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartError> {
+async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
+    let Loaded { settings, shown } = loaded;
     let other = |message: String| StartError::Other(message);
     let run_dir = match &settings.run_dir {
         Some(path) => path.clone(),
@@ -72,8 +73,10 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
     let (links, link_events) = mpsc::channel(1_024);
     let (commands, command_events) = mpsc::channel(64);
     let (readiness, readiness_seen) = watch::channel(Readiness::Starting);
+    let (admin_token, token_seen) = watch::channel(settings.admin_token.clone());
     let predecessor = adopt::find(&run_dir, store::load(&run_dir.state_file())).await;
-    let setup = Setup { settings, sources, executable_path, run_dir, links, readiness };
+    let setup =
+        Setup { settings, shown, sources, executable_path, run_dir, links, readiness, admin_token };
     let core = match predecessor {
         Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup)?,
         Some(predecessor) => takeover::take_over(predecessor, setup).map_err(other)?,
@@ -83,7 +86,7 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
         .run_dir
         .listen_for_commands()
         .map_err(|error| other(format!("cannot make the control socket: {error}")))?;
-    let handle = Handle::new(commands, readiness_seen);
+    let handle = Handle::new(commands, readiness_seen, token_seen);
     let control = tokio::task::spawn_local(control_socket::serve(control, handle.clone()));
     let admin = admin_listener
         .map(|listener| tokio::task::spawn_local(admin::serve(listener, handle.clone())));
@@ -100,6 +103,7 @@ async fn supervise(settings: Settings, sources: Sources) -> Result<(), StartErro
 /// A supervisor with nothing, and the start of its first generation.
 fn fresh(setup: Setup) -> Result<Core, StartError> {
     let settings = setup.settings.clone();
+    let loaded = Loaded { settings: settings.clone(), shown: setup.shown.clone() };
     setup.run_dir.clear();
     Steer::remove_stale(setup.run_dir.path());
     let steer = Steer::load(
@@ -113,6 +117,6 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
     let start = QueuedReload { no_rollback: false, waiters: Vec::new(), requested: Instant::now() };
-    core.begin(settings, &start).map_err(StartError::Other)?;
+    core.begin(loaded, &start).map_err(StartError::Other)?;
     Ok(core)
 }

@@ -137,7 +137,8 @@ impl Core {
             .collect();
         let active_connections = worker_stats.values().map(|one| one.figures.connections).sum();
         let problems = self.problems(&worker_stats);
-        let reloading = self.reload.as_ref().is_some_and(|reload| reload.blue.is_some());
+        let reloading = self.drained_for_restart
+            || self.reload.as_ref().is_some_and(|reload| reload.blue.is_some());
         let health = match (reloading, problems.is_empty()) {
             (true, _) => "reloading",
             (false, true) => "healthy",

@@ -441,6 +441,8 @@ impl Core {
             mark: reload.mark,
             migrate: reload.migrate,
             settings: self.settings.clone(),
+            shown: self.shown.clone(),
+            restart_required: Vec::new(),
             waiters: Vec::new(),
             requested: Instant::now(),
             flipped: reload.mark != Mark::Preparing,

@@ -3,6 +3,7 @@
 mod lab;
 mod skip;
 
+mod admin;
 mod allocations;
 mod freeze;
 mod handoff_basic;

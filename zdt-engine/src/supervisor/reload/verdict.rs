@@ -161,6 +161,9 @@ pub struct Verdict {
     /// What went wrong without changing the outcome.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Settings that have changed and cannot be in force before a restart of the supervisor.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub restart_required: Vec<String>,
     /// The generation that serves now.
     pub generation: u32,
     /// The generation that was to be replaced.

@@ -1,5 +1,6 @@
 //! The supervisor, as a user has it: the real command, real workers, real clients.
 
+mod configuration;
 mod crashes;
 pub mod engine;
 mod privileges;
