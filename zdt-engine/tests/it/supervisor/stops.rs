@@ -12,7 +12,7 @@ use crate::lab::{client, eventually};
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("connect");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("write");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read");
@@ -167,7 +167,7 @@ fn a_start_that_cannot_succeed_says_why() {
 fn status_and_doctor_speak_to_people_and_programs() {
     let engine = Engine::start(Options::default());
     let mut idle = client::connect(engine.address());
-    idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("write");
     let text = engine.zdt(&["status"]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains("healthy") && text.contains(&engine.address().to_string()), "{text}");
