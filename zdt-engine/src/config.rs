@@ -25,7 +25,7 @@ pub use environment::{ENVIRONMENT, EnvironmentName, Form};
 pub use secret::Secret;
 pub use settings::{
     AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
-    SteeringMode, Strategy,
+    SteeringMode, Strategy, SupervisionOptions,
 };
 pub use sources::{ConfigError, Loaded, Overrides, ShownSetting, Sources};
 
@@ -43,6 +43,33 @@ pub struct WorkerConfig {
     pub handoff: HandoffOptions,
     /// Receive buffers that the worker lends to the kernel: how many, of what size.
     pub receive_buffers: ReceiveBuffers,
+    /// What the worker confines itself to once it has started.
+    pub confinement: Confinement,
+}
+
+/// See [`WorkerConfig::confinement`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confinement {
+    /// The filter of system calls.
+    pub seccomp: SeccompMode,
+    /// Names of system calls that are allowed besides.
+    pub seccomp_allow: Vec<String>,
+    /// What the filter stops is logged in this form.
+    pub log_format: LogFormat,
+}
+
+/// What happens to a system call of a worker that its filter does not allow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeccompMode {
+    /// It fails, and the log names it.
+    #[default]
+    Enforce,
+    /// It is executed, and the kernel's log names it.
+    Log,
+    /// There is no filter.
+    Off,
 }
 
 /// See [`WorkerConfig::limits`].
@@ -117,6 +144,7 @@ impl Default for WorkerConfig {
             websocket: WebSocketOptions::default(),
             handoff: HandoffOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
+            confinement: Confinement::default(),
         }
     }
 }

@@ -5,7 +5,8 @@
 //! is the supervisor, `*` is any process. `NTH` (1 by default) is the passage that triggers it; `*` is
 //! every one.
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; the test sends SIGCONT), `fail`
-//! ([`triggered`] returns true and the caller takes its error path), `exit` (exit code 3).
+//! ([`triggered`] returns true and the caller takes its error path), `exit` (exit code 3), `spin` (an endless
+//! loop).
 //!
 //! Must not know: what the points mean.
 
@@ -31,6 +32,7 @@ mod armed {
         Stop,
         Fail,
         Exit,
+        Spin,
     }
 
     struct Armed {
@@ -63,6 +65,7 @@ mod armed {
                     "stop" => Action::Stop,
                     "fail" => Action::Fail,
                     "exit" => Action::Exit,
+                    "spin" => Action::Spin,
                     _ => return None,
                 },
                 every: nth == "*",
@@ -102,6 +105,9 @@ mod armed {
                 Action::Kill => signal_self(nix::sys::signal::Signal::SIGKILL),
                 Action::Stop => signal_self(nix::sys::signal::Signal::SIGSTOP),
                 Action::Exit => std::process::exit(3),
+                Action::Spin => loop {
+                    std::hint::spin_loop();
+                },
                 Action::Fail => return true,
             }
         }

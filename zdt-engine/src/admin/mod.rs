@@ -49,6 +49,7 @@ async fn health(State(handle): State<Handle>) -> Response {
 async fn readiness(State(handle): State<Handle>) -> Response {
     let (code, text) = match handle.readiness() {
         Readiness::Ready => (StatusCode::OK, "ready"),
+        Readiness::Degraded => (StatusCode::OK, "degraded"),
         Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Readiness::NoWorker => (StatusCode::SERVICE_UNAVAILABLE, "no worker accepts"),
         Readiness::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),

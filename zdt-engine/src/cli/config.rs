@@ -43,7 +43,7 @@ pub(super) fn run(args: ConfigArgs, services: &Services) -> Result<ExitCode, Str
 fn check(sources: &crate::config::Sources, services: &Services) -> Result<Loaded, String> {
     let loaded = sources.load_shown().map_err(|error| error.to_string())?;
     check_service(&loaded.settings, services)?;
-    supervisor::find_user(&loaded.settings.user)?;
+    supervisor::find_user(&loaded.settings.user, loaded.settings.group.as_deref())?;
     if let Some(path) = &loaded.settings.executable {
         supervisor::check_executable(path)?;
     }

@@ -70,6 +70,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
         bpffs(root),
         open_files(sys::process::raise_open_files()),
         worker_user(args),
+        seccomp(sys::seccomp::is_supported()),
         run_dir(args),
     ];
     let worst = checks.iter().map(|check| check.level).max_by_key(|level| *level as u8);
@@ -219,7 +220,7 @@ fn worker_user(args: &DoctorArgs) -> Check {
     let sources = Sources { file: args.config.clone(), ..Sources::default() };
     match sources.load() {
         Err(error) => Check::error(name, error.to_string(), "mend the configuration"),
-        Ok(settings) => match supervisor::find_user(&settings.user) {
+        Ok(settings) => match supervisor::find_user(&settings.user, settings.group.as_deref()) {
             Ok(None) => Check::ok(name, "this one, since it is not root"),
             Ok(Some((0, _))) => Check::warning(
                 name,
@@ -234,6 +235,19 @@ fn worker_user(args: &DoctorArgs) -> Check {
             }
         },
     }
+}
+
+fn seccomp(supported: bool) -> Check {
+    let name = "seccomp";
+    if supported {
+        return Check::ok(name, "workers filter their system calls");
+    }
+    Check::warning(
+        name,
+        "this kernel has no seccomp filters that tell what they refuse",
+        "workers do not start unless `seccomp = \"off\"` stands under [supervision]; better is a kernel \
+         with CONFIG_SECCOMP_FILTER",
+    )
 }
 
 fn run_dir(args: &DoctorArgs) -> Check {
@@ -294,6 +308,8 @@ mod tests {
             io_uring_allowed(false, Some("1")),
             open_files(Ok(100)),
             bpffs(false),
+            seccomp(false),
+            seccomp(true),
         ] {
             assert_eq!(check.level == Level::Ok, check.advice.is_none(), "{check:?}");
         }

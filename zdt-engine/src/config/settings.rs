@@ -7,14 +7,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HandoffOptions, Limits, ReceiveBuffers, Secret, WebSocketOptions, WorkerConfig};
+use super::{
+    Confinement, HandoffOptions, Limits, ReceiveBuffers, SeccompMode, Secret, WebSocketOptions,
+    WorkerConfig,
+};
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
 /// generations of that size.
 pub const MAX_WORKERS: u32 = 128;
 
 /// Settings that have no default.
-pub(super) const OPTIONAL: &[&str] = &["run_dir", "executable", "admin_token", "admin_token_file"];
+pub(super) const OPTIONAL: &[&str] =
+    &["run_dir", "executable", "group", "admin_token", "admin_token_file"];
 
 /// Shorter tokens can be guessed.
 const MIN_TOKEN_BYTES: usize = 16;
@@ -39,6 +43,8 @@ pub struct Settings {
     pub executable: Option<PathBuf>,
     /// Whom the workers run as, if the supervisor is root.
     pub user: String,
+    /// Their group; that of the user by default.
+    pub group: Option<String>,
     /// Worker processes of a generation; 0 is the number of CPUs.
     pub workers: u32,
     /// Name of the service.
@@ -90,6 +96,7 @@ impl Default for Settings {
             run_dir: None,
             executable: None,
             user: "nobody".to_owned(),
+            group: None,
             workers: 0,
             service: worker.service,
             steering: SteeringMode::default(),
@@ -160,14 +167,25 @@ impl Default for RespawnOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SupervisionOptions {
+    /// A worker whose loop has not come round for so long hangs: it is killed and replaced. 0 is never.
+    pub heartbeat_timeout_ms: u64,
     /// By how much the CPU priority of a reload's new workers is lower until they are proven (nice(2)):
     /// blue serves every client meanwhile. 0 is not at all.
     pub green_nice: u8,
+    /// The filter of system calls in workers.
+    pub seccomp: SeccompMode,
+    /// Names of system calls that are allowed besides, for what a service does.
+    pub seccomp_allow: Vec<String>,
 }
 
 impl Default for SupervisionOptions {
     fn default() -> Self {
-        Self { green_nice: 10 }
+        Self {
+            heartbeat_timeout_ms: 10_000,
+            green_nice: 10,
+            seccomp: SeccompMode::Enforce,
+            seccomp_allow: Vec::new(),
+        }
     }
 }
 
@@ -268,6 +286,11 @@ impl Settings {
             websocket: self.websocket.clone(),
             handoff: self.handoff.clone(),
             receive_buffers: self.receive_buffers.clone(),
+            confinement: Confinement {
+                seccomp: self.supervision.seccomp,
+                seccomp_allow: self.supervision.seccomp_allow.clone(),
+                log_format: self.log_format,
+            },
         }
     }
 
@@ -315,6 +338,12 @@ impl Settings {
         }
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));
+        }
+        let heartbeat_ms = self.supervision.heartbeat_timeout_ms;
+        if heartbeat_ms != 0 && heartbeat_ms < 2_000 {
+            let why =
+                "must be at least 2000 (a worker's loop comes round once a second), or 0".into();
+            return Err(("supervision.heartbeat_timeout_ms", why));
         }
         if self.supervision.green_nice > 19 {
             let why = format!("at most 19, not {}", self.supervision.green_nice);
@@ -421,6 +450,11 @@ mod tests {
         assert_eq!(name(|s| s.receive_buffers.count = 100), "receive_buffers.count");
         assert_eq!(name(|s| s.handoff.window = 0), "handoff.window");
         assert_eq!(name(|s| s.reload.handoff_timeout_ms = 0), "reload.handoff_timeout_ms");
+        assert_eq!(
+            name(|s| s.supervision.heartbeat_timeout_ms = 500),
+            "supervision.heartbeat_timeout_ms"
+        );
+        assert_eq!(name(|s| s.supervision.green_nice = 20), "supervision.green_nice");
     }
 
     #[test]

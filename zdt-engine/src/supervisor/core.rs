@@ -214,6 +214,7 @@ impl Core {
         self.reload_on_time(now);
         self.prove_on_time(now);
         self.respawn_on_time(now);
+        self.watch_on_time(now);
         self.kill_on_time(now);
         self.forget_on_time(now);
         self.status_on_time(now);
@@ -227,6 +228,7 @@ impl Core {
             self.proving.deadline(),
             self.respawns.iter().map(|&(at, _, _)| at).min(),
             kills,
+            self.watch_deadline(),
             self.listeners.next_expiry(),
             self.status_requests.deadline(),
             self.stopping.as_ref().and_then(Stopping::deadline),
@@ -309,7 +311,10 @@ impl Core {
         } else {
             match serving {
                 None => Readiness::Starting,
-                Some(generation) if generation.workers().any(accepts) => Readiness::Ready,
+                Some(generation) if generation.workers().any(accepts) => {
+                    let given_up = generation.places.iter().any(|place| place.given_up.is_some());
+                    if given_up { Readiness::Degraded } else { Readiness::Ready }
+                }
                 Some(_) => Readiness::NoWorker,
             }
         };

@@ -304,7 +304,7 @@ impl Core {
         (0u32..)
             .zip(&generation.places)
             .filter(|(index, place)| {
-                place.worker.is_none() && !place.given_up && !scheduled(*index)
+                place.worker.is_none() && place.given_up.is_none() && !scheduled(*index)
             })
             .map(|(index, _)| index)
             .collect()

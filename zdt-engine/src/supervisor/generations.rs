@@ -13,6 +13,7 @@ use super::WorkerId;
 use super::link::Link;
 use super::listeners::ListenerId;
 use super::process::{Executable, Process, User};
+use super::watch::Pulse;
 use crate::config::WorkerConfig;
 use crate::control::{Hello, Identity};
 
@@ -62,8 +63,8 @@ pub struct Place {
     pub own: Vec<ListenerId>,
     /// Listeners of earlier generations that it accepts from, too.
     pub foreign: Vec<ListenerId>,
-    /// Its worker crashed too often; a neighbour has the listeners.
-    pub given_up: bool,
+    /// Its worker ended too often, in these words; a neighbour has the listeners.
+    pub given_up: Option<String>,
 }
 
 impl Generation {
@@ -128,6 +129,12 @@ pub struct Worker {
     pub unanswered_listens: u32,
     /// When it is killed, unless it is gone by then.
     pub kill_at: Option<Instant>,
+    /// Why it ends, where that is known better than from its exit status.
+    pub why: Option<String>,
+    /// By when it has to serve; a reload has its own bound.
+    pub ready_by: Option<Instant>,
+    /// Whether it comes round.
+    pub pulse: Pulse,
     /// Its counters when the present reload flipped: moved out, adopted in.
     pub baseline: (u64, u64),
 }

@@ -214,8 +214,12 @@ pub struct Totals {
     pub reloads: u64,
     /// Reloads that were not.
     pub failed_reloads: u64,
-    /// Workers that died.
+    /// Workers that died after they had served.
     pub crashes: u64,
+    /// Workers that died before they could serve.
+    pub failed_starts: u64,
+    /// Workers that did not come round and were killed.
+    pub hung: u64,
     /// Workers that were restarted.
     pub respawns: u64,
     /// Connections that died with a worker.
@@ -272,6 +276,8 @@ pub enum Readiness {
     Starting,
     /// They are.
     Ready,
+    /// They are, although a place has no worker any more.
+    Degraded,
     /// No worker accepts.
     NoWorker,
     /// Not any more.

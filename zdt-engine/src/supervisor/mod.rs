@@ -18,6 +18,7 @@ mod listeners;
 mod plan;
 mod process;
 mod proving;
+mod refilling;
 pub mod reload;
 mod reloading;
 mod respawn;
@@ -32,6 +33,7 @@ mod stopping;
 mod store;
 mod succession;
 mod takeover;
+mod watch;
 mod workers;
 
 pub use handle::{AdminToken, Handle};

@@ -15,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::Signal;
 
+use super::watch::Sample;
 use crate::config::LogFormat;
 use crate::sys;
 use crate::sys::birth::Birth;
@@ -93,18 +94,26 @@ pub fn own_path() -> io::Result<PathBuf> {
 /// Whom workers run as; `None` is the supervisor's own user.
 pub type User = Option<(u32, u32)>;
 
-/// Finds the user by name. Only root can choose.
+/// Finds the user by name, and the group, which is otherwise the user's. Only root can choose.
 ///
 /// # Errors
-/// If there is no such user.
-pub fn find_user(name: &str) -> Result<User, String> {
+/// If there is no such user or group.
+pub fn find_user(name: &str, group: Option<&str>) -> Result<User, String> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
-    match nix::unistd::User::from_name(name) {
-        Ok(Some(user)) => Ok(Some((user.uid.as_raw(), user.gid.as_raw()))),
-        Ok(None) => Err(format!("user: there is no user {name:?} for the workers to run as")),
-        Err(error) => Err(format!("user: cannot look up {name:?}: {error}")),
+    let user = match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) => user,
+        Ok(None) => {
+            return Err(format!("user: there is no user {name:?} for the workers to run as"));
+        }
+        Err(error) => return Err(format!("user: cannot look up {name:?}: {error}")),
+    };
+    let Some(group) = group else { return Ok(Some((user.uid.as_raw(), user.gid.as_raw()))) };
+    match nix::unistd::Group::from_name(group) {
+        Ok(Some(group)) => Ok(Some((user.uid.as_raw(), group.gid.as_raw()))),
+        Ok(None) => Err(format!("group: there is no group {group:?} for the workers to run as")),
+        Err(error) => Err(format!("group: cannot look up {group:?}: {error}")),
     }
 }
 
@@ -180,6 +189,12 @@ impl Process {
         &self.pidfd
     }
 
+    /// What the kernel says of its first thread, which is the loop.
+    pub fn sample(&self) -> Option<Sample> {
+        let (state, cpu) = sys::process::thread_state(self.pid, self.pid).ok()?;
+        Some(Sample { state, cpu })
+    }
+
     /// True once it has ended.
     pub fn has_ended(&self) -> bool {
         sys::process::pidfd_has_ended(self.pidfd.as_fd()).unwrap_or(true)
@@ -233,10 +248,14 @@ mod tests {
     #[test]
     fn only_existing_users_are_found() {
         if nix::unistd::geteuid().is_root() {
-            assert_eq!(find_user("root").unwrap(), Some((0, 0)));
-            assert!(find_user("no such user").unwrap_err().contains("no such user"));
+            assert_eq!(find_user("root", None).unwrap(), Some((0, 0)));
+            assert_eq!(find_user("nobody", Some("root")).unwrap(), Some((65_534, 0)));
+            assert!(find_user("no such user", None).unwrap_err().contains("no such user"));
+            assert!(
+                find_user("root", Some("no such group")).unwrap_err().contains("no such group")
+            );
         } else {
-            assert_eq!(find_user("anybody").unwrap(), None);
+            assert_eq!(find_user("anybody", None).unwrap(), None);
         }
     }
 }

@@ -168,7 +168,7 @@ impl Core {
         let Loaded { settings, shown } = loaded;
         let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
         let executable = Executable::open(path)?;
-        let user = find_user(&settings.user)?;
+        let user = find_user(&settings.user, settings.group.as_deref())?;
         let number = self.last_generation + 1;
         let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
         let bank = plan::free_bank(number % Steer::banks(), Steer::banks(), &used)

@@ -18,6 +18,8 @@ pub struct Figures {
     pub moved_out: u64,
     /// Adopted from other workers.
     pub adopted_in: u64,
+    /// When the worker's loop last came round; 0 before the first time.
+    pub heartbeat_ms: u64,
 }
 
 /// The memory, and the descriptor that every worker gets.
@@ -63,6 +65,7 @@ impl Board {
             accepted: load(&figures.accepted),
             moved_out: load(&figures.moved_out),
             adopted_in: load(&figures.adopted_in),
+            heartbeat_ms: load(&figures.heartbeat_ms),
         }
     }
 

@@ -204,10 +204,10 @@ impl Core {
         let mut problems = Vec::new();
         if let Some(serving) = self.serving() {
             for (index, place) in serving.places.iter().enumerate() {
-                if place.given_up {
+                if let Some(why) = &place.given_up {
                     problems.push(format!(
-                        "worker {index} of generation {} crashed too often and is not restarted; \
-                         a reload starts a new one",
+                        "worker {index} of generation {} is not restarted any more: it {why}; a reload \
+                         starts a new one",
                         serving.number
                     ));
                 } else if place.worker.is_none() {

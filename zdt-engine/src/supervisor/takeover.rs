@@ -18,6 +18,7 @@ use super::reloading::{ActiveReload, options};
 use super::scoreboard::Board;
 use super::steer::Steer;
 use super::succession::{Decision, Flip, Found, decide};
+use super::watch::Pulse;
 use super::{WorkerId, store};
 use crate::config::{MAX_WORKERS, SteeringMode};
 use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
@@ -200,7 +201,7 @@ impl Core {
                 .map_err(|error| format!("generation {}: {error}", saved.number))?;
             let user = match saved.user {
                 Some(user) => Some(user),
-                None => find_user(&self.settings.user)?,
+                None => find_user(&self.settings.user, self.settings.group.as_deref())?,
             };
             let phase = if is_green {
                 Phase::Green
@@ -275,6 +276,9 @@ impl Core {
             phase: if draining { WorkerPhase::Draining } else { WorkerPhase::Serving },
             unanswered_listens: 0,
             kill_at: draining.then(|| Instant::now() + drain + Duration::from_secs(5)),
+            why: None,
+            ready_by: None,
+            pulse: Pulse::new(Instant::now()),
             baseline: (figures.moved_out, figures.adopted_in),
         };
         self.workers.insert(id, worker);

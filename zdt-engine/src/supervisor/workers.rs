@@ -1,10 +1,9 @@
-//! The life of workers outside of what a reload does with them: start, greeting, listeners, death,
-//! restart.
+//! The life of workers outside of what a reload does with them: start, greeting, listeners, death.
 //!
 //! Must not know: in which order a reload proceeds.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::WorkerId;
 use super::core::{Core, EXIT_GRACE};
@@ -13,7 +12,8 @@ use super::link::{Link, LinkEvent};
 use super::listeners::{ListenerId, Role};
 use super::process::Process;
 use super::reload::{Event, Tally};
-use super::respawn::Answer;
+use super::respawn::Ending;
+use super::watch::Pulse;
 use crate::control::{
     Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
     ToWorker,
@@ -43,6 +43,7 @@ impl Core {
             format!("cannot start a worker from {}: {error}", of.executable.path().display())
         };
         let slot = of.bank * self.max_workers + index;
+        let of_reload = of.phase == Phase::Green;
         let (ours, theirs) = sys::socket::seqpacket_pair().map_err(explain)?;
         let log_format = self.settings.log_format;
         let birth = self.birth(of);
@@ -60,6 +61,8 @@ impl Core {
         let pid = process.pid();
         self.scoreboard.clear(slot);
         let identity = Identity { worker: id, generation, index, slot };
+        let now = Instant::now();
+        let ready_timeout = Duration::from_millis(self.settings.reload.ready_timeout_ms);
         let worker = Worker {
             identity,
             process,
@@ -68,6 +71,9 @@ impl Core {
             phase: WorkerPhase::Starting,
             unanswered_listens: 0,
             kill_at: None,
+            why: None,
+            ready_by: (!of_reload).then(|| now + ready_timeout),
+            pulse: Pulse::new(now),
             baseline: (0, 0),
         };
         self.workers.insert(id, worker);
@@ -153,6 +159,7 @@ impl Core {
         }
         // Not an end that was asked for: its place is filled again.
         if let Some(worker) = self.workers.get_mut(&id) {
+            worker.why = Some(message.to_owned());
             worker.kill_at = Some(Instant::now() + EXIT_GRACE);
         }
     }
@@ -187,7 +194,7 @@ impl Core {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::error!(worker = id, %error, "cannot make its socket; ending it");
-                self.end_now(id);
+                self.end_for(id, format!("its socket cannot be made: {error}"));
                 return;
             }
         };
@@ -212,7 +219,7 @@ impl Core {
 
     /// True while a reload is between the flip and its end, and this is the generation that may end:
     /// a worker that would start to accept now would have nobody to hand its connections to.
-    fn places_are_held(&self, generation: u32) -> bool {
+    pub fn places_are_held(&self, generation: u32) -> bool {
         self.reload.as_ref().is_some_and(|reload| {
             reload.blue == Some(generation)
                 && !reload.machine.is_before_flip()
@@ -225,7 +232,7 @@ impl Core {
         let Some((generation, index)) = self.place_of(id) else { return };
         if let Err(message) = self.ensure_listeners(generation, index) {
             tracing::error!(worker = id, "{message}; ending it");
-            self.end_now(id);
+            self.end_for(id, message);
             return;
         }
         let Some(place) = self
@@ -314,6 +321,7 @@ impl Core {
             return;
         }
         worker.phase = WorkerPhase::Serving;
+        worker.ready_by = None;
         let (generation, slot) = (worker.identity.generation, worker.identity.slot);
         let hello = worker.hello.clone();
         let green = self
@@ -326,6 +334,7 @@ impl Core {
         }
         self.set_ready(slot, true);
         tracing::info!(worker = id, generation, "serves");
+        self.bequeath(generation);
         if let (Some(reload), Some(hello)) = (&self.reload, hello)
             && reload.blue == Some(generation)
             && reload.machine.is_before_flip()
@@ -408,7 +417,8 @@ impl Core {
         let tally = self.tally(worker, true);
         self.set_ready(slot, false);
         let Some(mut worker) = self.workers.remove(&id) else { return };
-        let how = worker.process.reap();
+        let status = worker.process.reap();
+        let how = worker.why.take().map_or(status.clone(), |why| format!("{why} ({status})"));
         self.run_dir.remove_worker(id);
         self.proving.forget_worker(id);
         self.status_requests.forget_worker(id);
@@ -426,8 +436,16 @@ impl Core {
         } else {
             tracing::error!(worker = id, generation, connections = tally.connections, "{how}");
         }
-        if !expected {
-            self.totals.crashes += 1;
+        let ending = match worker.phase {
+            WorkerPhase::Starting | WorkerPhase::Greeted | WorkerPhase::Arming => {
+                Ending::FailedStart
+            }
+            _ => Ending::Crash,
+        };
+        match ending {
+            _ if expected => {}
+            Ending::Crash => self.totals.crashes += 1,
+            Ending::FailedStart => self.totals.failed_starts += 1,
         }
         if let Some(reload) = &mut self.reload
             && (reload.green == generation || reload.blue == Some(generation))
@@ -437,87 +455,14 @@ impl Core {
                 if reload.flipped { tally } else { Tally { moved_out: 0, adopted_in: 0, ..tally } };
             reload.dead.insert(id, moved);
             reload.arming_shared.remove(&id);
-            self.machine_events.push_back(Event::Exited { worker: id, how });
+            self.machine_events.push_back(Event::Exited { worker: id, how: how.clone() });
         } else {
             self.totals.lost_connections += tally.connections;
         }
         if phase == Some(Phase::Serving) && !expected && !self.places_are_held(generation) {
-            self.fill_place(generation, index);
+            self.fill_place_after(generation, index, ending, &how);
         }
         self.retire_generations();
         self.on_worker_gone();
-    }
-
-    /// Restarts the worker of a place, now or later, or gives its listeners away.
-    pub fn fill_place(&mut self, generation: u32, index: u32) {
-        let now = Instant::now();
-        match self.guard.on_crash(&self.settings.respawn, generation, index, now) {
-            Answer::Respawn(pause) => self.respawns.push((now + pause, generation, index)),
-            Answer::GiveUp => self.give_up(generation, index),
-        }
-    }
-
-    pub fn respawn_on_time(&mut self, now: Instant) {
-        let (due, later) =
-            std::mem::take(&mut self.respawns).into_iter().partition(|&(at, _, _)| at <= now);
-        self.respawns = later;
-        let due: Vec<(Instant, u32, u32)> = due;
-        for (_, generation, index) in due {
-            let wanted = self.generations.get(&generation).is_some_and(|of| {
-                of.phase == Phase::Serving && of.places[index as usize].worker.is_none()
-            });
-            if !wanted || self.stopping.is_some() {
-                continue;
-            }
-            self.totals.respawns += 1;
-            if let Err(message) = self.start_worker(generation, index) {
-                tracing::error!(generation, index, "{message}");
-                self.fill_place(generation, index);
-            }
-        }
-    }
-
-    /// A place whose worker died too often: a live neighbour accepts from its sockets, and what is
-    /// queued there is served.
-    fn give_up(&mut self, generation: u32, index: u32) {
-        let Some(of) = self.generations.get_mut(&generation) else { return };
-        let slot = of.bank * self.max_workers + index;
-        let place = &mut of.places[index as usize];
-        place.given_up = true;
-        let (own, foreign) = (place.own.clone(), place.foreign.clone());
-        let neighbour = of.workers().find(|id| {
-            self.workers.get(id).is_some_and(|worker| worker.phase == WorkerPhase::Serving)
-        });
-        let limit = self.settings.respawn.limit;
-        let Some(neighbour) = neighbour else {
-            tracing::error!(
-                generation,
-                index,
-                "its worker died {limit} times within the window, and no other is left to take its \
-                 sockets; a reload starts new ones"
-            );
-            return;
-        };
-        tracing::error!(
-            generation,
-            index,
-            neighbour,
-            "its worker died more than {limit} times within the window; a neighbour takes its sockets"
-        );
-        self.clear_slot(slot);
-        if let Some(place) = self
-            .place_of(neighbour)
-            .and_then(|(of, at)| self.generations.get_mut(&of)?.places.get_mut(at as usize))
-        {
-            place.own.extend(&own);
-            place.foreign.extend(&foreign);
-        }
-        if let Some(of) = self.generations.get_mut(&generation) {
-            let place = &mut of.places[index as usize];
-            place.own.clear();
-            place.foreign.clear();
-        }
-        self.listen(neighbour, &own, true);
-        self.listen(neighbour, &foreign, false);
     }
 }

@@ -53,6 +53,8 @@ impl Birth {
             // SAFETY: three integers.
             check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
         }
+        // A dump would hold what clients sent.
+        set_limit(libc::RLIMIT_CORE, 0)?;
         drop_bounding_set()?;
         // SAFETY: integers only. Unsupported before 4.3, which is older than io_uring.
         check(unsafe {
@@ -74,6 +76,13 @@ impl Birth {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets both the soft and the hard limit.
+fn set_limit(resource: libc::__rlimit_resource_t, limit: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: reads one rlimit, which lives on this stack.
+    check(unsafe { libc::setrlimit(resource, &raw const limit) })
 }
 
 /// Nothing that is executed later can get a capability back. Without CAP_SETPCAP the set stays;

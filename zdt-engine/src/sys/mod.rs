@@ -8,6 +8,7 @@ pub mod birth;
 pub mod clock;
 pub mod kernel;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
 pub mod unix;
 

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -147,6 +148,34 @@ pub fn free_descriptors() -> io::Result<u64> {
     Ok(soft.saturating_sub(open.saturating_sub(1)))
 }
 
+/// State letter and used CPU time of a thread (proc_pid_stat(5)).
+///
+/// # Errors
+/// If there is no such thread, or `/proc` is not mounted.
+pub fn thread_state(process: u32, thread: u32) -> io::Result<(char, Duration)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/stat"))?;
+    parse_stat(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn parse_stat(stat: &str) -> Option<(char, Duration)> {
+    // The name, in parentheses, may hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    // utime is the 14th field, of which the third was the first here.
+    let mut ticks = fields.skip(10);
+    let (user, system): (u64, u64) = (ticks.next()?.parse().ok()?, ticks.next()?.parse().ok()?);
+    // USER_HZ, which is 100 on every architecture that zdt runs on.
+    Some((state, Duration::from_millis(10 * (user + system))))
+}
+
+/// No core dump of this process, and no tracing of it but by root: its memory is its own.
+///
+/// # Errors
+/// What prctl(2) says.
+pub fn forbid_dumps() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_dumpable(false)?)
+}
+
 /// Ties the calling thread to one CPU.
 ///
 /// # Errors
@@ -187,6 +216,16 @@ mod tests {
         assert!(pidfd_has_ended(pidfd.as_fd()).unwrap());
         let gone = pidfd_send_signal(pidfd.as_fd(), None).unwrap_err();
         assert_eq!(gone.raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn the_state_of_a_thread_is_read() {
+        let line = "12 (a ) S b) R 1 2 3 4 5 6 7 8 9 10 150 7 0 0 20 0 1";
+        assert_eq!(parse_stat(line), Some(('R', Duration::from_millis(1_570))));
+        assert_eq!(parse_stat("12 (x) R 1"), None);
+        let pid = std::process::id();
+        assert_ne!(thread_state(pid, pid).unwrap().0, 'Z');
+        assert!(thread_state(pid, 0).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ impl Worker {
     /// Runs until the worker has nothing left to do.
     pub(super) fn run(&mut self) -> std::io::Result<()> {
         while !self.exit {
+            fault_point!("worker.turn");
             let timeout = self.next_timeout();
             // Since 6.13 an enter runs no more than 20 pieces of deferred work, or as many as are
             // wanted: ask for the ends of all cancelled operations at once.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slab::Slab;
 
+use crate::config::{Confinement, LogFormat, SeccompMode, WorkerConfig};
 use crate::control::{Configure, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
 use crate::service::{Services, WorkerInfo};
 use crate::shm::{LoadMap, Scoreboard};
@@ -49,15 +50,29 @@ enum StartupError {
     Ring(#[from] crate::uring::SetupError),
     #[error("shared memory: {0}")]
     Memory(#[from] crate::shm::MapError),
+    #[error("{0}; with `seccomp = \"off\"` under [supervision] workers go without a filter")]
+    Filter(#[from] sys::seccomp::FilterError),
     #[error("this program has no service {0:?}; it has: {1}")]
     UnknownService(String, String),
 }
 
 /// Runs a worker that talks to its supervisor over `control`.
 pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
-    match start(&control, services) {
+    if let Err(error) = sys::process::forbid_dumps() {
+        tracing::warn!(%error, "cannot forbid dumps of this process");
+    }
+    let started = start(&control, services).and_then(|worker| {
+        confine(&worker.configure.config)?;
+        Ok(worker)
+    });
+    match started {
         Ok(mut worker) => {
             worker.add_link(control, true);
+            if fault_point!("worker.violate") {
+                // Not what a worker does, hence refused by its filter.
+                let refused = std::net::TcpListener::bind("127.0.0.1:0");
+                tracing::info!("fault point worker.violate: {:?}", refused.map(drop));
+            }
             match worker.run() {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
@@ -76,6 +91,23 @@ pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Gives up the system calls that the loop does not need. The ring has given up its own.
+fn confine(config: &WorkerConfig) -> Result<(), StartupError> {
+    let Confinement { seccomp, seccomp_allow, log_format } = &config.confinement;
+    let mode = match seccomp {
+        SeccompMode::Enforce => sys::seccomp::Mode::Enforce,
+        SeccompMode::Log => sys::seccomp::Mode::Log,
+        SeccompMode::Off => return Ok(()),
+    };
+    let filter = sys::seccomp::Filter {
+        mode,
+        outbound: config.service == "proxy",
+        also: seccomp_allow.clone(),
+        log_json: *log_format == LogFormat::Json,
+    };
+    Ok(filter.install()?)
 }
 
 fn start(control: &OwnedFd, services: &Services) -> Result<Worker, StartupError> {

@@ -5,7 +5,6 @@ use nix::unistd::Pid;
 
 use super::engine::{Engine, Options, ask};
 use crate::lab::{client, eventually};
-use crate::skip::have_root;
 
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal).expect("signal");
@@ -194,30 +193,4 @@ fn blue_that_dies_before_the_flip_is_restarted() {
     let verdict = super::engine::verdict(&super::engine::output_of(reload));
     assert_eq!(verdict["outcome"], "committed", "{verdict}");
     engine.ask("after");
-}
-
-#[test]
-fn workers_are_unprivileged() {
-    if !have_root("supervisor::crashes::workers_are_unprivileged") {
-        return;
-    }
-    let engine = Engine::start(Options::default());
-    engine.reload_well();
-    for pid in engine.workers(2) {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-        let line = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).expect("line");
-            line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
-        };
-        assert!(line("Uid:").iter().all(|uid| uid == "65534"), "{:?}", line("Uid:"));
-        assert!(!line("Gid:").contains(&"0".to_owned()) && line("Groups:").is_empty());
-        assert_eq!(line("CapEff:"), ["0000000000000000"]);
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("environ");
-        let names: Vec<_> = environment
-            .split(|byte| *byte == 0)
-            .filter(|entry| !entry.is_empty())
-            .map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap_or("").to_owned())
-            .collect();
-        assert!(names.iter().all(|name| name == "ZDT_FAULT" || name == "RUST_LOG"), "{names:?}");
-    }
 }

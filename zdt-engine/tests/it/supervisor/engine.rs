@@ -71,6 +71,11 @@ impl Engine {
         engine
     }
 
+    /// What the supervisor and its workers have logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).expect("log")
+    }
+
     /// The public address.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -248,6 +253,12 @@ impl Drop for Engine {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
             }
+        }
+        if !std::thread::panicking() && !self.options.faults.contains("worker.violate") {
+            // Whatever a worker does must be in the table of its filter.
+            let log = self.log();
+            let refused = log.lines().find(|line| line.contains("seccomp: system call"));
+            assert_eq!(refused, None);
         }
         let mounted = self.run_dir().join("bpf");
         if mounted.exists() {

@@ -7,3 +7,4 @@ mod privileges;
 mod reloads;
 mod stops;
 mod succession;
+mod supervision;

@@ -35,3 +35,77 @@ fn green_starts_at_a_lower_priority() {
     assert_eq!(verdict["outcome"], "committed", "{verdict}");
     assert!(engine.workers(2).into_iter().all(|pid| nice(pid) == own));
 }
+
+/// A line of `/proc/PID/status`, in words.
+fn status_line(pid: u32, name: &str) -> Vec<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+    line.expect(name).split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn workers_have_no_privileges() {
+    if !have_root("supervisor::privileges::workers_have_no_privileges") {
+        return;
+    }
+    let engine = Engine::start(Options::config("group = \"daemon\"\n"));
+    engine.reload_well();
+    let workers = engine.workers(2);
+    assert_eq!(workers.len(), 2);
+    for pid in workers {
+        assert_eq!(status_line(pid, "Uid"), ["65534"; 4]);
+        assert_eq!(status_line(pid, "Gid"), ["1"; 4]);
+        assert!(status_line(pid, "Groups").is_empty());
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status_line(pid, set), ["0000000000000000"], "{set}");
+        }
+        assert_eq!(status_line(pid, "NoNewPrivs"), ["1"]);
+        assert_eq!(status_line(pid, "Seccomp"), ["2"], "a filter");
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+        assert_eq!(
+            core.map(|line| line.split_whitespace().skip(4).take(2).collect()),
+            Some(vec!["0"; 2])
+        );
+        // Of a process that may be dumped or traced, they belong to its user.
+        use std::os::unix::fs::MetadataExt;
+        let memory = std::fs::metadata(format!("/proc/{pid}/mem")).expect("mem");
+        assert_eq!(memory.uid(), 0, "not dumpable");
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("environ");
+        let names: Vec<_> = environment
+            .split(|byte| *byte == 0)
+            .filter(|entry| !entry.is_empty())
+            .map(|entry| String::from_utf8_lossy(entry).split('=').next().unwrap_or("").to_owned())
+            .collect();
+        assert!(names.iter().all(|name| name == "ZDT_FAULT" || name == "RUST_LOG"), "{names:?}");
+    }
+}
+
+#[test]
+fn what_a_worker_must_not_do_is_refused_and_named() {
+    let engine = Engine::start(Options::faults("worker.violate@1=fail"));
+    let log = engine.log();
+    let refused = log.lines().find(|line| line.contains("seccomp: system call"));
+    assert!(refused.is_some_and(|line| line.contains("(socket, arch 0x")), "{refused:?}");
+    assert!(log.contains("fault point worker.violate: Err(Os { code: 1"), "{log}");
+    engine.ask("it-serves-on");
+    assert_eq!(engine.status()["totals"]["crashes"], 0);
+    engine.reload_well();
+}
+
+#[test]
+fn the_filter_can_be_widened_or_switched_off() {
+    for (setting, filters) in [
+        ("seccomp_allow = [\"socket\", \"bind\", \"listen\"]", "2"),
+        ("seccomp = \"log\"", "2"),
+        ("seccomp = \"off\"", "0"),
+    ] {
+        let engine = Engine::start(Options {
+            config: format!("workers = 1\n[supervision]\n{setting}\n"),
+            ..Options::faults("worker.violate@1=fail")
+        });
+        let log = engine.log();
+        assert!(log.contains("fault point worker.violate: Ok("), "{setting}: {log}");
+        assert_eq!(status_line(engine.workers(1)[0], "Seccomp"), [filters], "{setting}");
+    }
+}

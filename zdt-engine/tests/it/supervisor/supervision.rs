@@ -1,0 +1,110 @@
+//! Workers that hang, crash again and again, or cannot be started.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::engine::{Engine, Options};
+use crate::lab::eventually;
+
+const HEARTBEAT: &str = "workers = 2\n[supervision]\nheartbeat_timeout_ms = 2000\n";
+
+#[test]
+fn a_stopped_worker_is_killed_and_replaced() {
+    let engine = Engine::start(Options::config(HEARTBEAT));
+    let workers = engine.workers(1);
+    kill(Pid::from_raw(workers[0] as i32), Signal::SIGSTOP).expect("signal");
+    eventually("it is replaced", || {
+        let now = engine.workers(1);
+        now.len() == 2 && !now.contains(&workers[0]) && engine.status()["status"] == "healthy"
+    });
+    let status = engine.status();
+    assert_eq!(status["totals"]["hung"], 1, "{status}");
+    assert_eq!(status["totals"]["crashes"], 1, "{status}");
+    assert!(engine.workers(1).contains(&workers[1]), "the other one was left alone");
+    assert!(engine.log().contains("hangs: stopped by a signal"));
+    for number in 0..20 {
+        engine.ask(&number.to_string());
+    }
+}
+
+#[test]
+fn an_endless_loop_is_ended() {
+    let engine = Engine::start(Options {
+        config: HEARTBEAT.replace("workers = 2", "workers = 1"),
+        ..Options::faults("worker.turn@1=spin:60")
+    });
+    let victim = engine.workers(1)[0];
+    // Each status is a turn.
+    eventually("it is replaced", || {
+        let now = engine.workers(1);
+        now.len() == 1 && !now.contains(&victim)
+    });
+    assert!(engine.log().contains("hangs: in an endless loop"));
+}
+
+#[test]
+fn a_reload_of_busy_workers_kills_nobody() {
+    // With the shortest time-out there is, and a probation that is longer.
+    let config = format!("{HEARTBEAT}[reload]\nprobation_ms = 3000\n");
+    let engine = Engine::start(Options::config(&config));
+    let mut clients = engine.clients(50);
+    engine.reload_well();
+    clients.count_all_in(2);
+    let status = engine.status();
+    assert_eq!(status["totals"]["hung"], 0, "{status}");
+    assert_eq!(status["totals"]["crashes"], 0, "{status}");
+}
+
+#[test]
+fn a_crash_loop_ends_degraded() {
+    let engine = Engine::start(Options {
+        config: "[respawn]\nlimit = 3\nwindow_ms = 600000\n".into(),
+        // Both workers, and each that takes their place.
+        ..Options::faults("worker.turn@1=exit:40")
+    });
+    eventually("all are given up", || {
+        let status = engine.status();
+        status["status"] == "degraded" && status["totals"]["crashes"] == 8
+    });
+    let status = engine.status();
+    assert_eq!(status["totals"]["respawns"], 6, "three for each place: {status}");
+    assert_eq!(status["totals"]["failed_starts"], 0, "{status}");
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("crashed 4 times") && problems.contains("code 3"), "{problems}");
+    assert!(engine.log().contains("degraded: its worker crashed 4 times"));
+    assert!(engine.workers(1).is_empty());
+    // A reload is the way out.
+    let verdict = engine.reload();
+    assert_eq!(verdict["outcome"], "committed", "{verdict}");
+    assert_eq!(engine.status()["status"], "healthy");
+    engine.ask("again");
+}
+
+#[test]
+fn starts_that_fail_are_told_from_crashes() {
+    let engine = Engine::start(Options::config("[respawn]\nlimit = 3\nwindow_ms = 600000\n"));
+    let admin_is_off = engine.status();
+    assert_eq!(admin_is_off["totals"]["failed_starts"], 0);
+    // What a new worker needs cannot be made.
+    for id in 3..=6 {
+        std::fs::create_dir(engine.run_dir().join(format!("worker-{id}.sock"))).expect("mkdir");
+    }
+    let victim = engine.workers(1)[0];
+    kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("signal");
+    eventually("it is given up", || {
+        engine.status()["status"] == "degraded" && {
+            let problems = engine.status()["problems"].to_string();
+            problems.contains("is not restarted any more")
+        }
+    });
+    let status = engine.status();
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("crashed once and failed to start 3 times"), "{problems}");
+    assert!(problems.contains("its socket cannot be made"), "{problems}");
+    assert_eq!(status["totals"]["crashes"], 1, "{status}");
+    assert_eq!(status["totals"]["failed_starts"], 3, "{status}");
+    // The neighbour has its sockets.
+    for number in 0..40 {
+        engine.ask(&number.to_string());
+    }
+}
