@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub websocket: WebSocketOptions,
     /// Options of the live handoff.
     pub handoff: HandoffOptions,
+    /// How a connection's state is written down.
+    pub state: StateOptions,
     /// Receive buffers that the worker lends to the kernel: how many, of what size.
     pub receive_buffers: ReceiveBuffers,
     /// What the worker confines itself to once it has started.
@@ -126,6 +128,18 @@ pub struct HandoffOptions {
     pub window: u32,
 }
 
+/// See [`WorkerConfig::state`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StateOptions {
+    /// Encrypt records between the generations, with keys made for each reload.
+    pub encryption: bool,
+    /// Compress large records, and parked sessions.
+    pub compression: bool,
+    /// Records in flight are compressed above this.
+    pub compress_above_bytes: u32,
+}
+
 /// See [`WorkerConfig::receive_buffers`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -143,6 +157,7 @@ impl Default for WorkerConfig {
             limits: Limits::default(),
             websocket: WebSocketOptions::default(),
             handoff: HandoffOptions::default(),
+            state: StateOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
             confinement: Confinement::default(),
         }
@@ -181,6 +196,12 @@ impl Default for WebSocketOptions {
 impl Default for HandoffOptions {
     fn default() -> Self {
         Self { freeze_budget_ms: 50, offer_timeout_ms: 2_000, window: 128 }
+    }
+}
+
+impl Default for StateOptions {
+    fn default() -> Self {
+        Self { encryption: true, compression: true, compress_above_bytes: 64 << 10 }
     }
 }
 

@@ -55,6 +55,7 @@ pub const ENVIRONMENT: &[EnvironmentName] = &[
     variable("WORKER_RESPAWN_LIMIT", "respawn.limit", Form::Integer),
     variable("WORKER_RESPAWN_WINDOW", "respawn.window_ms", Form::Seconds),
     variable("HANDOFF_TIMEOUT", "reload.handoff_timeout_ms", Form::Seconds),
+    variable("CONNECTION_COMPRESSION", "state.compression", Form::Boolean),
     variable("SOCKET_REUSE_PORT", "reuse_port", Form::Boolean),
     variable("ZERO_DOWNTIME_ADMIN_TOKEN", "admin_token", Form::Secret),
     variable("ZERO_DOWNTIME_ADMIN_TOKEN_FILE", "admin_token_file", Form::Text),

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Confinement, HandoffOptions, Limits, ReceiveBuffers, SeccompMode, Secret, WebSocketOptions,
-    WorkerConfig,
+    Confinement, HandoffOptions, Limits, ReceiveBuffers, SeccompMode, Secret, StateOptions,
+    WebSocketOptions, WorkerConfig,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -81,6 +81,8 @@ pub struct Settings {
     pub websocket: WebSocketOptions,
     /// Options of the live handoff.
     pub handoff: HandoffOptions,
+    /// How a connection's state is written down.
+    pub state: StateOptions,
     /// Receive buffers of a worker.
     pub receive_buffers: ReceiveBuffers,
 }
@@ -115,6 +117,7 @@ impl Default for Settings {
             limits: worker.limits,
             websocket: worker.websocket,
             handoff: worker.handoff,
+            state: worker.state,
             receive_buffers: worker.receive_buffers,
         }
     }
@@ -285,6 +288,7 @@ impl Settings {
             limits: self.limits.clone(),
             websocket: self.websocket.clone(),
             handoff: self.handoff.clone(),
+            state: self.state.clone(),
             receive_buffers: self.receive_buffers.clone(),
             confinement: Confinement {
                 seccomp: self.supervision.seccomp,

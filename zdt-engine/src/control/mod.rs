@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config::WorkerConfig;
+use crate::state::Secret;
 pub use crate::state::VersionRange;
 
 /// Versions of this protocol that this build speaks: the oldest and the newest.
@@ -93,6 +94,13 @@ pub struct OpenChannel {
     /// State format to write; `None` where the peer can read none that this end writes: then this
     /// end offers nothing (a rollback is impossible).
     pub write_format: Option<u16>,
+    /// Made for this channel and this direction: what this end offers is sealed with a key derived
+    /// from it. Without, records travel with a checksum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outgoing_secret: Option<Secret>,
+    /// The same for what the peer offers: a record that is not sealed with it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incoming_secret: Option<Secret>,
 }
 
 /// Supervisor to worker.

@@ -14,6 +14,7 @@ use super::outgoing::{Answer, Offer, OfferError, Outgoing};
 use crate::control::{OpenChannel, VersionRange};
 use crate::shm::channel::ChannelEnd;
 use crate::shm::sealed_copy;
+use crate::state::{Integrity, Opener, Sealer, Secret, StateError};
 use crate::sys::EventFd;
 use crate::{fdpass, state, sys};
 
@@ -112,12 +113,23 @@ pub struct Channel {
     send_blocked: bool,
     message: Vec<u8>,
     spare_records: Vec<Vec<u8>>,
+    /// Present where what this end offers is sealed.
+    sealer: Option<Sealer>,
+    /// Present where what the peer offers must be sealed.
+    opener: Option<Opener>,
+}
+
+/// The key for one direction of one channel, and the direction's number.
+fn direction_key(secret: &Secret, info: &OpenChannel, from_blue: bool) -> (Secret, u8) {
+    let direction = u8::from(!from_blue);
+    let purpose = [&info.reload.to_le_bytes()[..], &info.channel.to_le_bytes(), &[direction]];
+    (state::derive(secret, b"zdt handoff records, format 2", &purpose), direction)
 }
 
 impl Channel {
     /// Opens this end and sends its hello.
     pub fn open(
-        info: OpenChannel,
+        mut info: OpenChannel,
         end: ChannelEnd,
         descriptors: Descriptors,
         window: usize,
@@ -130,6 +142,15 @@ impl Channel {
             channel: info.channel,
         });
         fdpass::send(descriptors.socket.as_fd(), &[IoSlice::new(&hello)], &[])?;
+        // The secrets end here: what is told about the channel later has none.
+        let sealer = info.outgoing_secret.take().map(|secret| {
+            let (key, direction) = direction_key(&secret, &info, info.is_blue);
+            Sealer::new(&key, direction)
+        });
+        let opener = info.incoming_secret.take().map(|secret| {
+            let (key, direction) = direction_key(&secret, &info, !info.is_blue);
+            Opener::new(&key, direction)
+        });
         Ok(Self {
             info,
             phase: Phase::Greeting,
@@ -144,6 +165,8 @@ impl Channel {
             send_blocked: false,
             message: Vec::new(),
             spare_records: Vec::new(),
+            sealer,
+            opener,
         })
     }
 
@@ -199,30 +222,42 @@ impl Channel {
         self.outgoing.open()
     }
 
-    /// Publishes the record and puts the connection on offer; [`Channel::flush`] sends the
-    /// descriptors.
+    /// Completes the record, publishes it and puts the connection on offer; [`Channel::flush`] sends
+    /// the descriptors. The record has neither checksum nor seal yet; what is not offered may have
+    /// got one, and is of no use then.
     pub fn offer(
         &mut self,
         key: u64,
-        record: &[u8],
+        record: &mut Vec<u8>,
         socket: OwnedFd,
         now_ms: u64,
     ) -> Result<(), OfferError> {
         if self.phase != Phase::Open {
             return Err(OfferError::Closed(socket));
         }
-        let sequence = self.outgoing.next_sequence();
-        let memfd = if record.len() > MAX_INLINE_RECORD {
-            match sealed_copy("zdt-record", &[record]) {
-                Ok(memfd) => Some(memfd),
-                Err(_) => return Err(OfferError::Full(socket)),
+        let sealed_bytes = record.len() + self.sealer.as_ref().map_or(0, |_| state::SEAL_BYTES);
+        let is_large = sealed_bytes > MAX_INLINE_RECORD;
+        let in_ring = if is_large { size_of::<u64>() } else { sealed_bytes };
+        if self.end.producer.try_reserve(in_ring).is_err() {
+            return Err(OfferError::Full(socket));
+        }
+        let sequence = self.outgoing.take_sequence();
+        match &mut self.sealer {
+            Some(sealer) => {
+                if !sealer.seal(record, sequence) {
+                    return Err(OfferError::Full(socket));
+                }
             }
-        } else {
-            None
+            None => state::set_checksum(record),
+        }
+        let memfd = match is_large.then(|| sealed_copy("zdt-record", &[record])) {
+            Some(Ok(memfd)) => Some(memfd),
+            Some(Err(_)) => return Err(OfferError::Full(socket)),
+            None => None,
         };
         let length = (record.len() as u64).to_le_bytes();
         let (kind, bytes) = match memfd {
-            None => (RECORD_INLINE, record),
+            None => (RECORD_INLINE, &record[..]),
             Some(_) => (RECORD_IN_MEMFD, &length[..]),
         };
         // The word first: a record in the ring whose word is refused would share its sequence with
@@ -240,6 +275,18 @@ impl Channel {
         fault_point!("offer.published");
         self.outgoing.push(Offer { key, sequence, socket, record: memfd, offered_ms: now_ms });
         Ok(())
+    }
+
+    /// Opens the seal of an arrival's record, if this channel's records have one. An error is a
+    /// reason to refuse the offer.
+    ///
+    /// # Errors
+    /// The record is not what the peer sealed for that sequence.
+    pub fn unseal(&mut self, sequence: u64, record: &mut Vec<u8>) -> Result<Integrity, StateError> {
+        match &mut self.opener {
+            Some(opener) => opener.open(record, sequence),
+            None => Ok(Integrity::Unknown),
+        }
     }
 
     /// Sends the descriptors of what is on offer. A full socket is not an error: the peer's answers

@@ -23,6 +23,8 @@ mod channel;
 mod incoming;
 mod message;
 mod outgoing;
+#[cfg(test)]
+mod tests;
 
 pub use channel::{Channel, ChannelError, Descriptors, MAX_INLINE_RECORD, Phase, Received, Room};
 pub use incoming::Arrival;

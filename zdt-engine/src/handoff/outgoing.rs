@@ -68,9 +68,12 @@ impl Outgoing {
         Self { next_sequence: 1, offers: VecDeque::new(), unsent: 0 }
     }
 
-    /// Sequence that the next offer must carry.
-    pub fn next_sequence(&self) -> u64 {
-        self.next_sequence
+    /// A sequence for the next offer. It is never given out again, also if nothing comes of it: it
+    /// is the nonce of the record's seal.
+    pub fn take_sequence(&mut self) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        sequence
     }
 
     /// Offers without an answer.
@@ -80,8 +83,7 @@ impl Outgoing {
 
     /// Takes the offer in; its record is in the ring and its word says OFFERED.
     pub fn push(&mut self, offer: Offer) {
-        debug_assert_eq!(offer.sequence, self.next_sequence);
-        self.next_sequence += 1;
+        debug_assert!(offer.sequence < self.next_sequence);
         self.offers.push_back(offer);
         self.unsent += 1;
     }

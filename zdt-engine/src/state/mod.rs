@@ -7,12 +7,17 @@
 //! | 0 | 4 | magic `ZDTS` |
 //! | 4 | 4 | CRC32C of everything after this field |
 //! | 8 | 2 | format version |
-//! | 10 | 2 | flags: 1 zstd, 2 AEAD (both reserved: refused) |
+//! | 10 | 2 | flags, since format 2: 1 zstd, 2 AEAD |
 //! | 12 | 4 | length of the whole record |
 //! | 16 | 8 | hash of the boot id |
 //! | 24 | 8 | freeze instant, CLOCK_BOOTTIME nanoseconds |
 //! | 32 | 2 | number of sections |
-//! | 34 | 6 | zero |
+//! | 34 | 2 | zero |
+//! | 36 | 4 | length of the body before it was compressed; zero where it is not |
+//!
+//! A record is written plain; [`Packer`] may compress what follows the envelope, and [`Sealer`] may
+//! encrypt that and put a tag behind it, which also covers the envelope and takes the place of the
+//! checksum (the field is zero then). [`Opener`] and [`Unpacker`] undo that, in the other order.
 //!
 //! A section is a header of [`SECTION_HEADER_BYTES`], a head, a tail, and zeroes up to a multiple of
 //! 8:
@@ -39,14 +44,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod pack;
 mod read;
+mod seal;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
-pub use read::{Record, Section, Sections, StateError};
-pub use write::Writer;
+pub use pack::{Packer, Unpacker};
+pub use read::{Integrity, Record, Section, Sections, StateError};
+pub use seal::{Opener, SEAL_BYTES, SECRET_BYTES, Sealer, Secret, derive};
+pub use write::{Writer, set_checksum};
 
 /// An inclusive range of versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,11 +88,14 @@ pub const MAX_SECTIONS: usize = 1024;
 
 /// Newest format version of this build.
 #[cfg(not(feature = "state-format-next"))]
-const NEWEST_FORMAT: u16 = 1;
+const NEWEST_FORMAT: u16 = 2;
 
 /// For tests only: this build pretends to be the next one.
 #[cfg(feature = "state-format-next")]
-const NEWEST_FORMAT: u16 = 2;
+const NEWEST_FORMAT: u16 = 3;
+
+/// The first format whose records can be compressed, encrypted, or JSON.
+pub const FORMAT_WRAPPED: u16 = 2;
 
 /// Format versions that this build can read.
 pub const FORMAT_READS: VersionRange = VersionRange { oldest: 1, newest: NEWEST_FORMAT };
@@ -98,8 +110,15 @@ pub const TEST_NEXT_TAG: u16 = 0xfffe;
 const MAGIC: [u8; 4] = *b"ZDTS";
 const SECTION_ALIGN: usize = 8;
 const CRC_OFFSET: usize = 4;
+const FLAGS_OFFSET: usize = 10;
 const LENGTH_OFFSET: usize = 12;
+const PLAIN_LENGTH_OFFSET: usize = 36;
 const FLAG_OPTIONAL: u16 = 1;
+
+/// The body is compressed.
+const FLAG_ZSTD: u16 = 1;
+/// The body is encrypted, and a tag follows it.
+const FLAG_SEALED: u16 = 2;
 
 /// When a connection was frozen, as the envelope tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +155,11 @@ pub fn with_valid_checksum(bytes: &[u8]) -> Option<Vec<u8>> {
     let checksum = checksum(&copy);
     copy[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
     Some(copy)
+}
+
+/// True once [`Sealer::seal`] has encrypted the record.
+pub fn is_sealed(record: &[u8]) -> bool {
+    read::envelope(record).is_ok_and(|envelope| envelope.flags & FLAG_SEALED != 0)
 }
 
 /// CRC32C of what follows the field that holds it.

@@ -5,8 +5,9 @@
 use bytemuck::Pod;
 
 use super::{
-    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_READS, FreezeInstant, LENGTH_OFFSET, MAGIC,
-    MAX_RECORD_BYTES, MAX_SECTIONS, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
+    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FLAG_SEALED, FLAG_ZSTD, FLAGS_OFFSET, FORMAT_READS,
+    FORMAT_WRAPPED, FreezeInstant, LENGTH_OFFSET, MAGIC, MAX_RECORD_BYTES, MAX_SECTIONS,
+    PLAIN_LENGTH_OFFSET, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
 };
 
 /// Why a record is refused.
@@ -29,8 +30,8 @@ pub enum StateError {
         /// In the envelope.
         format: u16,
     },
-    /// Compressed or encrypted, or with flags that do not exist yet.
-    #[error("state record flags {flags:#x} are not supported")]
+    /// Compressed or encrypted where neither can be, or with flags that do not exist yet.
+    #[error("state record flags {flags:#x} are not supported here")]
     UnsupportedFlags {
         /// In the envelope.
         flags: u16,
@@ -38,6 +39,23 @@ pub enum StateError {
     /// A bit has changed on the way.
     #[error("the state record's checksum is wrong")]
     WrongChecksum,
+    /// It was changed or cut off, or sealed with another key, sequence or direction.
+    #[error(
+        "the state record's seal is broken: it was changed, or is not the one that was offered"
+    )]
+    BrokenSeal,
+    /// Plain, where every record must be sealed.
+    #[error("the state record is not sealed, but records of this channel are")]
+    NotSealed,
+    /// A second record for the same sequence, or one out of turn.
+    #[error("the state record's sequence {sequence} was used before")]
+    Replayed {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// The compressed body does not become what the envelope says.
+    #[error("the state record cannot be decompressed: {0}")]
+    Compression(&'static str),
     /// The sections do not fill the record exactly, or a header is impossible.
     #[error("the state record's section {index} is malformed")]
     MalformedSection {
@@ -76,6 +94,24 @@ pub struct Record<'a> {
     body: &'a [u8],
 }
 
+/// What is known of a record's bytes before they are parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Integrity {
+    /// Nothing: the checksum decides.
+    Unknown,
+    /// They are what was written: a seal or a checksum was found right before.
+    Verified,
+}
+
+/// What an envelope says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Envelope {
+    pub format: u16,
+    pub flags: u16,
+    /// Of the body, before it was compressed.
+    pub plain_bytes: usize,
+}
+
 /// One section of a [`Record`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Section<'a> {
@@ -108,25 +144,21 @@ impl<'a> Record<'a> {
     /// The first thing that is wrong with it.
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, StateError> {
-        if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
-            return Err(StateError::NotARecord);
-        }
-        let claimed = u32_at(bytes, LENGTH_OFFSET);
-        if claimed as usize != bytes.len() || bytes.len() > MAX_RECORD_BYTES {
-            let actual = bytes.len() as u64;
-            return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });
-        }
-        // Before the checksum: another format may compute another one.
-        let format = u16_at(bytes, 8);
-        if !(FORMAT_READS.oldest..=FORMAT_READS.newest).contains(&format) {
-            return Err(StateError::UnknownFormat { format });
-        }
-        let flags = u16_at(bytes, 10);
+        Self::parse_checked(bytes, Integrity::Unknown)
+    }
+
+    /// Like [`Record::parse`], but a record that was verified already is not summed again.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    #[inline]
+    pub fn parse_checked(bytes: &'a [u8], integrity: Integrity) -> Result<Self, StateError> {
+        let Envelope { format, flags, .. } = envelope(bytes)?;
         if flags != 0 {
             return Err(StateError::UnsupportedFlags { flags });
         }
-        if checksum(bytes) != u32_at(bytes, CRC_OFFSET) {
-            return Err(StateError::WrongChecksum);
+        if integrity == Integrity::Unknown {
+            verify_checksum(bytes)?;
         }
         let sections = usize::from(u16_at(bytes, 32));
         let freeze = FreezeInstant { boot_hash: u64_at(bytes, 16), boottime_ns: u64_at(bytes, 24) };
@@ -185,6 +217,37 @@ impl<'a> Record<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// Reads the envelope, and holds it against the bytes behind it.
+#[inline]
+pub(super) fn envelope(bytes: &[u8]) -> Result<Envelope, StateError> {
+    if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
+        return Err(StateError::NotARecord);
+    }
+    let claimed = u32_at(bytes, LENGTH_OFFSET);
+    if claimed as usize != bytes.len() || bytes.len() > MAX_RECORD_BYTES {
+        let actual = bytes.len() as u64;
+        return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });
+    }
+    // Before the checksum: another format may compute another one.
+    let format = u16_at(bytes, 8);
+    if !(FORMAT_READS.oldest..=FORMAT_READS.newest).contains(&format) {
+        return Err(StateError::UnknownFormat { format });
+    }
+    let flags = u16_at(bytes, FLAGS_OFFSET);
+    let known = if format < FORMAT_WRAPPED { 0 } else { FLAG_ZSTD | FLAG_SEALED };
+    if flags & !known != 0 {
+        return Err(StateError::UnsupportedFlags { flags });
+    }
+    Ok(Envelope { format, flags, plain_bytes: u32_at(bytes, PLAIN_LENGTH_OFFSET) as usize })
+}
+
+/// Holds the checksum against the bytes behind it.
+#[inline]
+pub(super) fn verify_checksum(bytes: &[u8]) -> Result<(), StateError> {
+    let right = checksum(bytes) == u32_at(bytes, CRC_OFFSET);
+    if right { Ok(()) } else { Err(StateError::WrongChecksum) }
 }
 
 /// Takes a section off the front; `None` if it does not fit.

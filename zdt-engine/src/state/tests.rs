@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod wrapped;
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 struct Small {
@@ -83,20 +85,44 @@ fn records_follow_each_other_in_one_vector() {
     }
 }
 
-/// Format 1 as it was released must be read for as long as [`FORMAT_READS`] says so.
+/// A golden file; with `ZDT_WRITE_GOLDEN` made first, if it is not there yet.
+fn golden_file(name: &str, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("ZDT_WRITE_GOLDEN").is_some() && !path.exists() {
+        std::fs::write(&path, make()).unwrap();
+    }
+    std::fs::read(&path).unwrap()
+}
+
+/// The formats as they were released must be read for as long as [`FORMAT_READS`] says so.
 #[test]
 fn golden_files_are_read_and_written() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/state-format-1.bin");
-    if std::env::var_os("ZDT_WRITE_GOLDEN").is_some() {
-        std::fs::write(&path, golden_record(1)).unwrap();
+    for format in [1, 2] {
+        let golden = golden_file(&format!("state-format-{format}.bin"), || golden_record(format));
+        let record = Record::parse(&golden).unwrap();
+        assert_eq!(record.format(), format);
+        check_golden(&record);
+        if cfg!(not(feature = "state-format-next")) {
+            assert!(golden == golden_record(format), "what is written is what was laid down");
+        }
     }
-    let golden = std::fs::read(&path).unwrap();
-    let record = Record::parse(&golden).unwrap();
-    assert_eq!(record.format(), 1);
-    check_golden(&record);
-    if cfg!(not(feature = "state-format-next")) {
-        assert!(golden == golden_record(1), "what this build writes is what was laid down");
-    }
+}
+
+/// The same record, compressed and sealed, sequence 77 of a direction numbered 1.
+#[test]
+fn a_wrapped_golden_file_is_read() {
+    let key = Secret::new(*b"a key of thirty-two bytes, yes!!");
+    let wrapped = || {
+        let mut bytes = golden_record(2);
+        Packer::default().pack(&mut bytes, 0);
+        assert!(Sealer::new(&key, 1).seal(&mut bytes, 77));
+        bytes
+    };
+    // Another release of zstd may write it otherwise; it must be read.
+    let mut golden = golden_file("state-format-2-sealed.bin", wrapped);
+    let integrity = Opener::new(&key, 1).open(&mut golden, 77).unwrap();
+    let integrity = Unpacker::default().unpack(&mut golden, integrity).unwrap();
+    check_golden(&Record::parse_checked(&golden, integrity).unwrap());
 }
 
 #[test]
@@ -162,8 +188,11 @@ fn a_right_checksum_is_not_enough() {
     let error = |bytes: Vec<u8>| Record::parse(&bytes).unwrap_err();
     assert_eq!(error(vec![]), StateError::NotARecord);
     assert_eq!(error(forge(|bytes| bytes[0] = b'z')), StateError::NotARecord);
-    for flags in [1, 2, 4] {
-        let refused = error(forge(|bytes| bytes[10] = flags));
+    for (format, flags) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)] {
+        let refused = error(forge(|bytes| {
+            bytes[8] = format;
+            bytes[10] = flags;
+        }));
         assert_eq!(refused, StateError::UnsupportedFlags { flags: u16::from(flags) });
     }
     let malformed = |index| StateError::MalformedSection { index };

@@ -85,7 +85,18 @@ impl<'a> Writer<'a> {
     /// # Panics
     /// If this build cannot write that format.
     #[inline]
-    pub fn finish(mut self, format: u16) {
+    pub fn finish(self, format: u16) {
+        let record = self.finish_unchecked(format);
+        set_checksum(record);
+    }
+
+    /// Writes the envelope, without a checksum: [`super::Packer`] and [`super::Sealer`], or
+    /// [`set_checksum`], have the last word.
+    ///
+    /// # Panics
+    /// If this build cannot write that format.
+    #[inline]
+    pub fn finish_unchecked(mut self, format: u16) -> &'a mut [u8] {
         assert!(
             (FORMAT_WRITES.oldest..=FORMAT_WRITES.newest).contains(&format),
             "a format that this build cannot write"
@@ -101,7 +112,13 @@ impl<'a> Writer<'a> {
         record[16..24].copy_from_slice(&self.freeze.boot_hash.to_le_bytes());
         record[24..32].copy_from_slice(&self.freeze.boottime_ns.to_le_bytes());
         record[32..34].copy_from_slice(&self.sections.to_le_bytes());
-        let checksum = checksum(record);
-        record[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
+        &mut self.bytes[self.start..]
     }
+}
+
+/// Completes a record that is not sealed.
+#[inline]
+pub fn set_checksum(record: &mut [u8]) {
+    let checksum = checksum(record);
+    record[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&checksum.to_le_bytes());
 }

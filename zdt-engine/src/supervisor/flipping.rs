@@ -14,6 +14,7 @@ use super::plan::{self, ChannelPlan};
 use super::reload::Event;
 use crate::control::{OpenChannel, ToWorker};
 use crate::shm::ChannelMemory;
+use crate::state::{FORMAT_WRAPPED, Secret};
 use crate::sys;
 
 impl Core {
@@ -253,16 +254,32 @@ impl Core {
         };
         let forward = blue_hello.state_writes.newest_common(green_hello.state_reads);
         let back = green_hello.state_writes.newest_common(blue_hello.state_reads);
+        // For each direction a secret of its own, which nobody but the two ends ever has.
+        let encrypts = |worker: &super::generations::Worker| {
+            let generation = self.generations.get(&worker.identity.generation);
+            generation.is_some_and(|generation| generation.config.state.encryption)
+        };
+        let secret = |format: Option<u16>| -> std::io::Result<Option<Secret>> {
+            let seals = encrypts(green) && format.is_some_and(|format| format >= FORMAT_WRAPPED);
+            seals.then(|| sys::random_bytes().map(Secret::new)).transpose()
+        };
+        let (forward_secret, back_secret) = (secret(forward)?, secret(back)?);
         let memory = ChannelMemory::create()?;
         let (blue_end, green_end) = sys::socket::seqpacket_pair()?;
         let (wakes_blue, wakes_green) = (sys::EventFd::new()?, sys::EventFd::new()?);
         let open = |is_blue: bool, peer: &super::generations::Worker, write_format| {
+            let (outgoing_secret, incoming_secret) = match is_blue {
+                true => (forward_secret.clone(), back_secret.clone()),
+                false => (back_secret.clone(), forward_secret.clone()),
+            };
             ToWorker::OpenChannel(OpenChannel {
                 reload,
                 channel: plan.channel,
                 is_blue,
                 peer: peer.identity.clone(),
                 write_format,
+                outgoing_secret,
+                incoming_secret,
             })
         };
         self.send_with(

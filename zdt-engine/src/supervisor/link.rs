@@ -11,6 +11,7 @@ use std::rc::Rc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 use super::WorkerId;
 use crate::control::{FromWorker, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS, ToWorker};
@@ -31,7 +32,7 @@ pub enum LinkEvent {
 }
 
 /// Messages with their descriptors, in order.
-type Waiting = RefCell<VecDeque<(Vec<u8>, Vec<OwnedFd>)>>;
+type Waiting = RefCell<VecDeque<(Zeroizing<Vec<u8>>, Vec<OwnedFd>)>>;
 
 /// The connection. Dropping it ends it, and the watch.
 #[derive(Debug)]
@@ -70,7 +71,9 @@ impl Link {
     /// # Errors
     /// `BrokenPipe` if the worker is gone, `WouldBlock` if too much waits already.
     pub fn send(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = serde_json::to_vec(message)?;
+        // Some hold keys. No message of that kind outgrows the first allocation.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(16 << 10));
+        serde_json::to_writer(&mut *bytes, message)?;
         if bytes.len() > MAX_MESSAGE_BYTES || fds.len() > MAX_MESSAGE_FDS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "control message too large"));
         }

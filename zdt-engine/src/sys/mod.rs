@@ -8,9 +8,11 @@ pub mod birth;
 pub mod clock;
 pub mod kernel;
 pub mod process;
+mod random;
 pub mod seccomp;
 pub mod socket;
 pub mod unix;
 
 pub use clock::{boot_id, boottime_ns, monotonic_ns};
 pub use process::{EventFd, pidfd_open, pidfd_send_signal};
+pub use random::random_bytes;

@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::control::{
     Adopted, FromWorker, Hello, MAX_MESSAGE_BYTES, OpenChannel, PROTOCOL_VERSIONS, ToWorker,
 };
+use zeroize::Zeroize;
+
 use crate::handoff::{Channel, Descriptors};
 use crate::shm::channel::ChannelMemory;
 use crate::uring::Operation;
@@ -139,7 +141,9 @@ impl Worker {
                         // find this worker again if it hung up on its supervisor.
                         tracing::error!("out of descriptors: some of a control message got lost");
                     }
-                    match serde_json::from_slice(&bytes[..received.bytes]) {
+                    let message = serde_json::from_slice(&bytes[..received.bytes]);
+                    bytes[..received.bytes].zeroize(); // it may have held a key
+                    match message {
                         Ok(message) => self.on_command(number, message, descriptors),
                         // A later build may know commands that this one does not.
                         Err(error) => {

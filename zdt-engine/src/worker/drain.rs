@@ -118,6 +118,8 @@ impl Worker {
         if drain_ms.is_none() {
             self.job = None;
         }
+        // What large records needed is not kept.
+        (self.packer, self.unpacker) = Default::default();
         self.tell(&FromWorker::Committed { reload, incoming });
         if let Some(drain_ms) = drain_ms {
             self.job = None;

@@ -111,7 +111,7 @@ impl Worker {
     }
 
     fn on_arrival(&mut self, index: usize, arrival: Arrival) {
-        let Arrival { sequence, socket, record: bytes } = arrival;
+        let Arrival { sequence, socket, record: mut bytes } = arrival;
         let environment = Environment {
             limits: &self.configure.config.limits,
             websocket: &self.configure.config.websocket,
@@ -121,7 +121,14 @@ impl Worker {
         let restored = if fault_point!("adopt.refuse") {
             Err("fault-point")
         } else {
-            record::restore(&bytes, &environment, self.service.as_mut()).map_err(|error| {
+            let Self { channels, unpacker, service, .. } = self;
+            let unwrapped = channels[index]
+                .unseal(sequence, &mut bytes)
+                .and_then(|integrity| unpacker.unpack(&mut bytes, integrity));
+            let restored = unwrapped.map_err(record::RestoreError::from).and_then(|integrity| {
+                record::restore(&bytes, integrity, &environment, service.as_mut())
+            });
+            restored.map_err(|error| {
                 tracing::warn!(sequence, "an offered connection is refused: {error}");
                 error.code()
             })

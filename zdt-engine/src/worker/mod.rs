@@ -44,6 +44,7 @@ use crate::control::{Configure, WorkerStatus};
 use crate::handoff::Channel;
 use crate::service::{Service, WorkerInfo};
 use crate::shm::scoreboard::{LoadMap, Scoreboard, SlotFigures};
+use crate::state;
 use crate::uring::Ring;
 
 use accept::Listener;
@@ -94,6 +95,8 @@ struct Worker {
     channels: Slab<Channel>,
     job: Option<HandoffJob>,
     intake: Intake,
+    packer: state::Packer,
+    unpacker: state::Unpacker,
 
     inbox: Arc<Inbox>,
     /// Connections whose session has a [`crate::service::Pusher`], by id.

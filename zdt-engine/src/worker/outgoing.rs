@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use crate::control::{FromWorker, HandoffReport};
 use crate::handoff::{Answer, OfferError, Phase};
 use crate::service::{Busy, StreamId};
-use crate::sys;
+use crate::{state, sys};
 
 use super::Worker;
 use super::entry::Moving;
@@ -414,6 +414,10 @@ impl Worker {
         };
         let mut bytes = self.buffers.take();
         let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
+        if saved.is_ok() && self.configure.config.state.compression {
+            let above_bytes = self.configure.config.state.compress_above_bytes as usize;
+            self.packer.pack(&mut bytes, above_bytes);
+        }
         if let Err(Busy(reason)) = saved {
             self.buffers.give(bytes);
             return Err(Hindrance::Session(reason));
@@ -433,7 +437,7 @@ impl Worker {
                 continue;
             }
             let Some(socket) = self.entries[key].socket.take() else { break };
-            match channel.offer(key as u64, &bytes, socket, self.now_ms) {
+            match channel.offer(key as u64, &mut bytes, socket, self.now_ms) {
                 Ok(()) => {
                     self.entries[key].moving = Moving::Offered { channel: index };
                     if let Some(job) = &mut self.job {
@@ -445,6 +449,9 @@ impl Worker {
                 }
                 Err(OfferError::Full(socket) | OfferError::Closed(socket)) => {
                     self.entries[key].socket = Some(socket);
+                    if state::is_sealed(&bytes) {
+                        break; // for another channel it would have to be saved anew
+                    }
                 }
             }
         }

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::conn::{self, Connection, Environment, Slot};
 use crate::service::{Busy, SavedSession, Service};
-use crate::state::{self, FreezeInstant, Record, StateError, Writer};
+use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
 use crate::sys;
 
 use super::entry::Entry;
@@ -95,7 +95,8 @@ fn boot_hash() -> u64 {
     *HASH.get_or_init(|| sys::boot_id().map_or(0, state::boot_hash))
 }
 
-/// Writes the record of a connection that was frozen at `entry.frozen_ns`.
+/// Writes the record of a connection that was frozen at `entry.frozen_ns`, plain and without a
+/// checksum: whoever sends it completes it.
 pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Result<(), Busy> {
     if variable_bytes(entry) > MAX_VARIABLE_BYTES {
         return Err(Busy("record-too-large"));
@@ -134,7 +135,7 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
         let head = SessionHead { kind_bytes: kind.len() as u16, version: session.version() };
         writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), &saved]);
     }
-    writer.finish(format);
+    writer.finish_unchecked(format);
     Ok(())
 }
 
@@ -157,10 +158,11 @@ pub fn estimate(entry: &Entry) -> usize {
 /// Rebuilds a connection, without its socket: it can neither receive nor send until it gets one.
 pub fn restore(
     bytes: &[u8],
+    integrity: Integrity,
     environment: &Environment<'_>,
     service: &mut dyn Service,
 ) -> Result<Entry, RestoreError> {
-    let record = Record::parse(bytes)?;
+    let record = Record::parse_checked(bytes, integrity)?;
     record.refuse_unknown(&KNOWN_SECTIONS)?;
     let now = FreezeInstant { boot_hash: boot_hash(), boottime_ns: sys::boottime_ns() };
     let transit = record.freeze().elapsed(now).ok_or(RestoreError::AnotherBoot)?;
@@ -231,7 +233,7 @@ impl RoundTrip {
             now_ms: 0,
             date: &[],
         };
-        match restore(bytes, &environment, &mut self.service) {
+        match restore(bytes, Integrity::Unknown, &environment, &mut self.service) {
             Ok(entry) => {
                 self.entry = entry;
                 true
@@ -245,13 +247,15 @@ impl RoundTrip {
     pub fn run(&mut self, record: &mut Vec<u8>) -> usize {
         record.clear();
         save(&self.entry, state::FORMAT_WRITES.newest, 0, record).expect("never busy");
+        state::set_checksum(record);
         let environment = Environment {
             limits: &self.config.limits,
             websocket: &self.config.websocket,
             now_ms: 0,
             date: &[],
         };
-        self.entry = restore(record, &environment, &mut self.service).expect("a record of its own");
+        let restored = restore(record, Integrity::Unknown, &environment, &mut self.service);
+        self.entry = restored.expect("a record of its own");
         record.len()
     }
 }

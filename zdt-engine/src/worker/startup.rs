@@ -226,6 +226,8 @@ impl Worker {
             channels: Slab::new(),
             job: None,
             intake: Intake::new(),
+            packer: Default::default(),
+            unpacker: Default::default(),
             inbox,
             pushable: HashMap::new(),
             followed: HashMap::new(),

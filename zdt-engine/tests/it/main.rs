@@ -8,6 +8,7 @@ mod allocations;
 mod freeze;
 mod handoff_basic;
 mod handoff_faults;
+mod handoff_sealed;
 mod hostile_admin;
 mod hostile_back_pressure;
 mod hostile_descriptors;

@@ -23,6 +23,7 @@ use zdt_engine::control::{
     MAX_MESSAGE_BYTES, OpenChannel, PROTOCOL_VERSIONS, ToWorker, WorkerStatus,
 };
 use zdt_engine::shm::{ChannelMemory, Scoreboard};
+use zdt_engine::state::Secret;
 use zdt_engine::sys::EventFd;
 use zdt_engine::{fdpass, state, sys};
 
@@ -285,6 +286,21 @@ fn abstract_listener() -> OwnedFd {
     listener
 }
 
+/// What the records of a channel are sealed with; nothing by default.
+#[derive(Default, Clone)]
+pub struct Secrets {
+    pub forward: Option<Secret>,
+    pub back: Option<Secret>,
+}
+
+impl Secrets {
+    /// One for each direction.
+    pub fn random() -> Self {
+        let secret = || Some(Secret::new(sys::random_bytes().expect("random numbers")));
+        Self { forward: secret(), back: secret() }
+    }
+}
+
 /// A reload between one blue and one green worker.
 pub struct Pair {
     pub blue: TestWorker,
@@ -293,11 +309,24 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Joins them with a channel.
+    /// Joins them with a channel, as the supervisor does by default.
     #[track_caller]
     pub fn join(blue: TestWorker, green: TestWorker) -> Self {
+        let secrets = Secrets::random();
+        Self::join_with(blue, green, state::FORMAT_WRAPPED, &secrets, &secrets)
+    }
+
+    /// Joins them with a channel of that format, whose ends are told these secrets.
+    #[track_caller]
+    pub fn join_with(
+        blue: TestWorker,
+        green: TestWorker,
+        format: u16,
+        blue_secrets: &Secrets,
+        green_secrets: &Secrets,
+    ) -> Self {
         let mut pair = Self { blue, green, reload: unique() };
-        pair.open_channel(0, Some(1));
+        pair.open_channel_with(0, Some(format), blue_secrets, green_secrets);
         for end in [&mut pair.blue, &mut pair.green] {
             end.wait("ChannelReady", |message| {
                 matches!(message, FromWorker::ChannelReady { .. }).then_some(())
@@ -308,6 +337,16 @@ impl Pair {
 
     /// Sends both their ends of a channel.
     pub fn open_channel(&mut self, channel: u32, write_format: Option<u16>) {
+        self.open_channel_with(channel, write_format, &Secrets::default(), &Secrets::default());
+    }
+
+    fn open_channel_with(
+        &mut self,
+        channel: u32,
+        write_format: Option<u16>,
+        blue_secrets: &Secrets,
+        green_secrets: &Secrets,
+    ) {
         let memory = ChannelMemory::create().expect("channel memory");
         let (blue_socket, green_socket) = sys::socket::seqpacket_pair().expect("socketpair");
         let blue_wake = EventFd::new().expect("eventfd");
@@ -321,6 +360,10 @@ impl Pair {
                 is_blue,
                 peer: peer.clone(),
                 write_format,
+                outgoing_secret: if is_blue { &blue_secrets.forward } else { &green_secrets.back }
+                    .clone(),
+                incoming_secret: if is_blue { &blue_secrets.back } else { &green_secrets.forward }
+                    .clone(),
             })
         };
         self.blue.send(
