@@ -33,6 +33,8 @@ enum Command {
     Serve(ServeArgs),
     /// Replace the workers by new ones, from the program and configuration that are on disk now.
     Reload(ReloadArgs),
+    /// Go back to what served before the last reload, or undo the reload that is going on.
+    Rollback(RollbackArgs),
     /// Show what runs.
     Status(StatusArgs),
     /// Stop the service; connections drain first.
@@ -139,9 +141,21 @@ struct ReloadArgs {
     /// Go on where the new build writes states that the running one cannot read.
     #[arg(long)]
     no_rollback: bool,
+    /// How, instead of the configured way.
+    #[arg(long, value_enum)]
+    strategy: Option<Strategy>,
     /// Do not wait for the verdict.
     #[arg(long)]
     no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+struct RollbackArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Print the verdict as one line of JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -196,6 +210,7 @@ pub fn run_with(services: Services) -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => report("serve", serve::run(args, &services)),
         Command::Reload(args) => report("reload", reload::run(&args)),
+        Command::Rollback(args) => report("rollback", reload::roll_back(&args)),
         Command::Status(args) => report("status", status::run(&args)),
         Command::Stop(args) => report("stop", stop::run(&args)),
         Command::Doctor(args) => report("doctor", doctor::run(&args)),

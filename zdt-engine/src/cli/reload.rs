@@ -1,25 +1,40 @@
-//! `zdt reload`.
+//! `zdt reload` and `zdt rollback`.
 //!
 //! Must not know: how a reload is done.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::ReloadArgs;
 use super::client::Client;
-use crate::supervisor::handle::{Progress, Reply, Request};
+use super::{ReloadArgs, RollbackArgs};
+use crate::supervisor::handle::{Progress, ReloadRequest, Reply, Request};
 use crate::supervisor::reload::Verdict;
 
 pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, String> {
     let mut client = Client::connect(&args.run_dir.path()?)?;
-    client.send(&Request::Reload { no_rollback: args.no_rollback })?;
+    let (no_rollback, strategy) = (args.no_rollback, args.strategy);
+    client.send(&Request::Reload(ReloadRequest { no_rollback, strategy, canary: None }))?;
     if args.no_wait {
         if args.json {
             println!("{}", serde_json::json!({ "reload_requested": true }));
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let show = std::io::stderr().is_terminal() && !args.json;
+    let verdict = await_verdict(&mut client, args.json)?;
+    print_verdict(&verdict, args.json)?;
+    Ok(if verdict.reload_successful { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(super) fn roll_back(args: &RollbackArgs) -> Result<ExitCode, String> {
+    let mut client = Client::connect(&args.run_dir.path()?)?;
+    client.send(&Request::Rollback)?;
+    let verdict = await_verdict(&mut client, args.json)?;
+    print_verdict(&verdict, args.json)?;
+    Ok(if verdict.rolled_back() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn await_verdict(client: &mut Client, json: bool) -> Result<Box<Verdict>, String> {
+    let show = std::io::stderr().is_terminal() && !json;
     loop {
         match client.next_when_it_comes()? {
             Some(Reply::Progress(progress)) if show => show_progress(&progress),
@@ -27,11 +42,9 @@ pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, String> {
                 if show {
                     eprint!("\r\x1b[K");
                 }
-                print_verdict(&verdict, args.json)?;
-                let code =
-                    if verdict.reload_successful { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                return Ok(code);
+                return Ok(verdict);
             }
+            Some(Reply::Error { message }) => return Err(message),
             Some(_) => {}
             None => {
                 return Err("the supervisor ended before the reload did; its workers serve on, \

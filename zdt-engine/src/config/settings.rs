@@ -135,6 +135,18 @@ pub struct ReloadOptions {
     pub handoff_timeout_ms: u64,
     /// How long the new generation must stay healthy before the old one is let go.
     pub probation_ms: u64,
+    /// Workers that one step of a rolling reload replaces.
+    pub rolling_batch: u32,
+    /// Between two steps of a rolling reload.
+    pub rolling_pause_ms: u64,
+    /// A canary that has served fewer requests and messages is undone: they say nothing.
+    pub canary_min_requests: u64,
+    /// A canary may fail so many more of 1,000 requests than the old workers at the same time.
+    pub canary_more_errors_permille: u64,
+    /// The 99th percentile of the canary's service times may be so much longer, in per cent.
+    pub canary_slower_percent: u64,
+    /// A shorter difference between those percentiles is noise.
+    pub canary_slower_ms: u64,
 }
 
 impl Default for ReloadOptions {
@@ -144,6 +156,12 @@ impl Default for ReloadOptions {
             settle_ms: 10,
             handoff_timeout_ms: 30_000,
             probation_ms: 0,
+            rolling_batch: 1,
+            rolling_pause_ms: 0,
+            canary_min_requests: 10,
+            canary_more_errors_permille: 10,
+            canary_slower_percent: 100,
+            canary_slower_ms: 5,
         }
     }
 }
@@ -258,6 +276,8 @@ pub enum Strategy {
     /// A whole new generation beside the old one, one flip, all connections handed over.
     #[default]
     BlueGreen,
+    /// A few workers at a time, each handing its connections to the one in its place.
+    Rolling,
 }
 
 impl Strategy {
@@ -265,6 +285,7 @@ impl Strategy {
     pub fn name(self) -> &'static str {
         match self {
             Strategy::BlueGreen => "blue-green",
+            Strategy::Rolling => "rolling",
         }
     }
 }
@@ -363,6 +384,9 @@ impl Settings {
             if value == 0 {
                 return Err((setting, "a time-out of 0 ms would fail every reload".into()));
             }
+        }
+        if self.reload.rolling_batch == 0 {
+            return Err(("reload.rolling_batch", "must be at least 1".into()));
         }
         Ok(())
     }

@@ -297,6 +297,14 @@ pub struct WorkerStatus {
     pub moved: u64,
     /// HTTP requests.
     pub requests: u64,
+    /// Requests and messages that failed by the service's fault: answers of 500 and above, WebSockets
+    /// closed with 1011, and calls that made no sense.
+    pub errors: u64,
+    /// How long the service took for requests and messages: entry k counts what took less than 2^k
+    /// microseconds and not less than half of that. The first thousand are measured, and then every
+    /// sixteenth.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub service_us: Vec<u64>,
     /// WebSocket messages received.
     pub messages_received: u64,
     /// WebSocket messages sent.

@@ -73,12 +73,15 @@ async fn serve_client(stream: UnixStream, handle: Handle) -> std::io::Result<()>
     }
 }
 
+fn ending() -> Reply {
+    Reply::Error { message: "the supervisor is ending".to_owned() }
+}
+
 async fn serve_request(
     request: Request,
     handle: &Handle,
     writer: &mut OwnedWriteHalf,
 ) -> std::io::Result<()> {
-    let ending = || Reply::Error { message: "the supervisor is ending".to_owned() };
     match request {
         Request::Status => {
             let reply = handle.status().await.map_or_else(ending, Reply::Status);
@@ -93,20 +96,26 @@ async fn serve_request(
                 handle.stop(now).await.map_or_else(ending, |workers| Reply::Stopping { workers });
             write(writer, &reply).await
         }
-        Request::Reload { no_rollback } => {
-            let Some(mut replies) = handle.reload(no_rollback).await else {
-                return write(writer, &ending()).await;
-            };
-            while let Some(reply) = replies.recv().await {
-                let last = matches!(reply, Reply::Verdict(_));
-                write(writer, &reply).await?;
-                if last {
-                    return Ok(());
-                }
+        Request::Reload(request) => write_all(writer, handle.reload(request).await).await,
+        Request::Rollback => write_all(writer, handle.rollback().await).await,
+    }
+}
+
+/// Progress, and the verdict at last.
+async fn write_all(
+    writer: &mut OwnedWriteHalf,
+    replies: Option<tokio::sync::mpsc::Receiver<Reply>>,
+) -> std::io::Result<()> {
+    if let Some(mut replies) = replies {
+        while let Some(reply) = replies.recv().await {
+            let last = matches!(reply, Reply::Verdict(_));
+            write(writer, &reply).await?;
+            if last {
+                return Ok(());
             }
-            write(writer, &ending()).await
         }
     }
+    write(writer, &ending()).await
 }
 
 async fn write(writer: &mut OwnedWriteHalf, reply: &Reply) -> std::io::Result<()> {

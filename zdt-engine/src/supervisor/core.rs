@@ -14,9 +14,10 @@ use super::generations::{Generation, Phase, Worker, WorkerPhase};
 use super::handle::{AdminToken, Command, Readiness, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
+use super::previous::Build;
 use super::proving::Proving;
 use super::reload::Verdict;
-use super::reloading::{ActiveReload, QueuedReload};
+use super::reloading::{ActiveReload, QueuedReload, Wanted};
 use super::respawn::RespawnGuard;
 use super::rundir::RunDir;
 use super::scoreboard::Board;
@@ -55,6 +56,8 @@ pub(super) struct Core {
     pub next_reload: u64,
     pub reload: Option<ActiveReload>,
     pub queued: Option<QueuedReload>,
+    /// What served before the present generation, to go back to.
+    pub previous: Option<Build>,
     pub guard: RespawnGuard,
     /// Places to fill, and when.
     pub respawns: Vec<(Instant, u32, u32)>,
@@ -131,6 +134,7 @@ impl Core {
             next_reload: 0,
             reload: None,
             queued: None,
+            previous: None,
             guard: RespawnGuard::default(),
             respawns: Vec::new(),
             proving: Proving::default(),
@@ -179,9 +183,10 @@ impl Core {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Reload { no_rollback, replies } => {
-                self.request_reload(no_rollback, Some(replies));
+            Command::Reload { request, replies } => {
+                self.request_reload(Wanted::Reload(request), Some(replies));
             }
+            Command::Rollback { replies } => self.request_rollback(replies),
             Command::Status { reply } => self.begin_status(reply),
             Command::Config { reply } => {
                 let _ = reply.send(self.shown.clone());
@@ -197,7 +202,7 @@ impl Core {
         match signal {
             SignalEvent::Reload => {
                 tracing::info!("SIGHUP: reload");
-                self.request_reload(false, None);
+                self.request_reload(Wanted::default(), None);
             }
             SignalEvent::Stop => {
                 tracing::info!("SIGTERM or SIGINT: graceful stop; once more to stop now");

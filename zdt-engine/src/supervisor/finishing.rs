@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::core::Core;
-use super::generations::{Phase, WorkerPhase};
+use super::generations::{Generation, Phase, WorkerPhase};
 use super::handle::Reply;
 use super::listeners::Role;
 use super::reload::{Circumstances, Facts, Outcome, Verdict};
-use super::reloading::{ActiveReload, QueuedReload};
+use super::reloading::{ActiveReload, QueuedReload, Wanted};
 use super::{WorkerId, restart};
-use crate::config::FIXED;
+use crate::config::{FIXED, Strategy};
 
 impl Core {
     /// A verdict for a reload that never began.
@@ -26,13 +26,20 @@ impl Core {
             blue: &BTreeSet::new(),
             migrate: true,
         });
-        self.complete(&mut verdict, wanted.requested, self.current);
+        let strategy = wanted.wanted.strategy().unwrap_or(self.settings.strategy);
+        self.complete(&mut verdict, strategy, wanted.requested, self.current);
         verdict.reload = 0;
+        verdict.rollback = matches!(wanted.wanted, Wanted::Rollback);
         self.announce(verdict, &wanted.waiters);
     }
 
     pub fn finish_reload(&mut self, outcome: &Outcome) {
-        let Some(reload) = self.reload.take() else { return };
+        let Some(mut reload) = self.reload.take() else { return };
+        let undo = std::mem::take(&mut reload.undo);
+        let too_late = *outcome == Outcome::Committed && !undo.is_empty();
+        if !too_late {
+            reload.waiters.extend_from_slice(&undo);
+        }
         self.machine_events.clear();
         self.pending_actions.clear();
         self.proving.clear();
@@ -80,8 +87,9 @@ impl Core {
             self.finished = Some(Err(format!("cannot start: {why}")));
             return;
         }
-        self.complete(&mut verdict, reload.requested, reload.blue);
+        self.complete(&mut verdict, reload.strategy, reload.requested, reload.blue);
         verdict.restart_required.clone_from(&reload.restart_required);
+        verdict.rollback = reload.rollback;
         self.totals.lost_connections += verdict.lost_connections;
         self.totals.migrated_connections += verdict.migrated_connections;
         if reload.blue.is_some() {
@@ -97,6 +105,12 @@ impl Core {
         }
         self.retire_generations();
         self.on_reload_over();
+        if too_late {
+            // It was committed just before.
+            for waiter in undo {
+                self.request_reload(Wanted::Rollback, Some(waiter));
+            }
+        }
         self.start_queued();
     }
 
@@ -105,9 +119,20 @@ impl Core {
         if let Some(blue) = reload.blue {
             self.start_drain(blue, drain, verdict);
         }
+        self.keep_previous(reload.blue);
         self.current = Some(reload.green);
         if let Some(green) = self.generations.get_mut(&reload.green) {
             green.phase = Phase::Serving;
+        }
+        // Of a step that was cut short because nothing was left of blue: others come in their places.
+        let unflipped: Vec<WorkerId> = self
+            .serving()
+            .into_iter()
+            .flat_map(Generation::workers)
+            .filter(|id| reload.flipped && !reload.green_workers.contains(id))
+            .collect();
+        for id in unflipped {
+            self.end_now(id);
         }
         // What cannot change while a supervisor lives stays as it was.
         self.settings = self.settings.keep_fixed(&reload.settings);
@@ -153,7 +178,7 @@ impl Core {
 
     /// Green had nothing; it is as if it had never been.
     pub fn discard_green(&mut self, number: u32) {
-        for slot in self.slots_of(number) {
+        for slot in self.slots_of(number, &(0..u32::MAX)) {
             self.clear_slot(slot);
         }
         let Some(generation) = self.generations.get_mut(&number) else { return };
@@ -176,9 +201,14 @@ impl Core {
         }
     }
 
-    fn complete(&self, verdict: &mut Verdict, requested: Instant, previous: Option<u32>) {
-        let strategy =
-            if self.drained_for_restart { restart::NAME } else { self.settings.strategy.name() };
+    fn complete(
+        &self,
+        verdict: &mut Verdict,
+        strategy: Strategy,
+        requested: Instant,
+        previous: Option<u32>,
+    ) {
+        let strategy = if self.drained_for_restart { restart::NAME } else { strategy.name() };
         verdict.strategy = strategy.to_owned();
         verdict.duration_ms = requested.elapsed().as_secs_f64() * 1_000.0;
         verdict.steering = self.steer.name().to_owned();

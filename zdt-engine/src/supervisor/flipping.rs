@@ -3,6 +3,7 @@
 //! Must not know: in which order a reload proceeds.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -10,12 +11,18 @@ use super::WorkerId;
 use super::core::Core;
 use super::generations::{Generation, Place, WorkerPhase};
 use super::listeners::Role;
-use super::plan::{self, ChannelPlan};
+use super::plan::{self, Batch, ChannelPlan};
 use super::reload::Event;
 use crate::control::{OpenChannel, ToWorker};
 use crate::shm::ChannelMemory;
 use crate::state::{FORMAT_WRAPPED, Secret};
 use crate::sys;
+
+/// The green places of a step.
+fn places_in<'a>(places: &'a mut [Place], batch: &Batch) -> impl Iterator<Item = &'a mut Place> {
+    let among = batch.green.clone();
+    (0u32..).zip(places).filter(move |(index, _)| among.contains(index)).map(|(_, place)| place)
+}
 
 impl Core {
     /// Gives a green worker listeners of its own; without eBPF one that only proves it.
@@ -48,7 +55,7 @@ impl Core {
         Ok(())
     }
 
-    pub fn flip(&mut self) {
+    pub fn flip(&mut self, batch: &Batch, permille: u16) {
         if fault_point!("supervisor.before_flip") {
             let message = "fault point supervisor.before_flip".to_owned();
             self.machine_events.push_back(Event::NotFlipped { message });
@@ -72,10 +79,17 @@ impl Core {
             let bank = |number: u32| self.generations.get(&number).map(|of| of.bank);
             let to = bank(green).unwrap_or_default();
             let from = blue.and_then(bank).unwrap_or(to);
-            self.steer.flip(from, to).map_err(|error| format!("the flip: {error}"))
+            self.steer.flip(from, to, permille).map_err(|error| format!("the flip: {error}"))
         } else {
-            self.share_sockets(green)
+            self.share_sockets(blue, green, batch)
         };
+        if let (Ok(()), Some(blue), false) = (&done, blue, batch.is_last) {
+            // The others of blue get their share; those that are replaced now get none.
+            let slots: Vec<u32> = self.slots_of(blue, &batch.blue);
+            for slot in slots {
+                self.set_ready(slot, false);
+            }
+        }
         if let Err(message) = done {
             // Without eBPF some workers may have been given their sockets.
             if self.steer.is_ebpf() {
@@ -95,13 +109,33 @@ impl Core {
         }
     }
 
-    /// Without eBPF: the new generation accepts from the sockets that every generation shares.
-    fn share_sockets(&mut self, green: u32) -> Result<(), String> {
+    /// Without eBPF: the new workers accept from the sockets of those that they replace, and at last
+    /// from all that are left.
+    fn share_sockets(
+        &mut self,
+        blue: Option<u32>,
+        green: u32,
+        batch: &Batch,
+    ) -> Result<(), String> {
+        let replaced: BTreeSet<u64> = blue
+            .and_then(|blue| self.generations.get(&blue))
+            .into_iter()
+            .flat_map(|of| (0u32..).zip(&of.places))
+            .filter(|(index, _)| batch.blue.contains(index))
+            .flat_map(|(_, place)| place.own.iter().copied())
+            .collect();
         let Some(generation) = self.generations.get_mut(&green) else { return Ok(()) };
-        let workers = generation.places.len();
-        let wanted = if self.settings.reuse_port { workers } else { 1 };
+        let workers = batch.green.len();
+        let reuse_port = self.settings.reuse_port;
+        let wanted = if reuse_port { workers } else { 1 };
+        let taken: BTreeSet<u64> =
+            generation.places.iter().flat_map(|place| &place.own).copied().collect();
         for address in &mut generation.listen {
             let mut sockets = self.listeners.shared(*address);
+            // One socket for all is one for all steps, too.
+            sockets.retain(|id| {
+                !reuse_port || !taken.contains(id) && (batch.is_last || replaced.contains(id))
+            });
             while sockets.len() < wanted {
                 let (reuse, backlog) = (self.settings.reuse_port, self.settings.backlog);
                 let id = self.listeners.create(*address, Role::Shared, reuse, backlog)?;
@@ -109,13 +143,11 @@ impl Core {
                 sockets.push(id);
             }
             let shares = plan::shared_sockets(sockets.len(), workers);
-            for (place, share) in generation.places.iter_mut().zip(shares) {
+            for (place, share) in places_in(&mut generation.places, batch).zip(shares) {
                 place.own.extend(share.into_iter().map(|k| sockets[k]));
             }
         }
-        let given: Vec<_> = generation
-            .places
-            .iter()
+        let given: Vec<_> = places_in(&mut generation.places, batch)
             .filter_map(|place| Some((place.worker?, place.own.clone())))
             .collect();
         for (worker, own) in given {
@@ -143,11 +175,20 @@ impl Core {
         tracing::warn!(generation = blue, "flip back");
         let bank = |number: u32| self.generations.get(&number).map_or(0, |of| of.bank);
         let (from, to) = (bank(green), bank(blue));
-        if let Err(error) = self.steer.flip(from, to) {
+        // Those that were replaced in a step of its own.
+        let back: Vec<u32> = self
+            .workers
+            .values()
+            .filter(|one| one.identity.generation == blue && one.phase == WorkerPhase::Serving)
+            .map(|worker| worker.identity.slot)
+            .collect();
+        for slot in back {
+            self.set_ready(slot, true);
+        }
+        if let Err(error) = self.steer.flip(from, to, 1_000) {
             tracing::error!(%error, "cannot flip back");
         }
-        let slots: Vec<u32> = self.slots_of(green);
-        for slot in slots {
+        for slot in self.slots_of(green, &(0..u32::MAX)) {
             self.set_ready(slot, false);
         }
         // Places of blue whose worker died during the handoff.
@@ -190,26 +231,45 @@ impl Core {
             })
             .map(|listener| listener.id)
             .collect();
-        self.deal_listeners(blue, orphans, own);
+        self.deal_listeners(blue, &(0..u32::MAX), orphans, own);
     }
 
-    pub fn share_listeners(&mut self) {
-        let Some(green) = self.reload.as_ref().map(|reload| reload.green) else { return };
+    /// The green workers of a step also accept from the listeners of the places that they replace, and
+    /// in the last step from those of all generations before.
+    pub fn share_listeners(&mut self, batch: &Batch) {
+        let Some(reload) = &self.reload else { return };
+        let (blue, green) = (reload.blue, reload.green);
+        let held: BTreeSet<u64> = self
+            .generations
+            .get(&green)
+            .into_iter()
+            .flat_map(|of| &of.places)
+            .flat_map(|place| &place.foreign)
+            .copied()
+            .collect();
         let others: Vec<u64> = self
             .listeners
             .iter()
-            .filter(|one| matches!(one.role, Role::Own { generation, .. } if generation != green))
+            .filter(|one| match one.role {
+                Role::Own { generation, .. } if generation == green || held.contains(&one.id) => {
+                    false
+                }
+                Role::Own { generation, index } => {
+                    batch.is_last || Some(generation) == blue && batch.blue.contains(&index)
+                }
+                Role::Shared | Role::Proof { .. } => false,
+            })
             .map(|listener| listener.id)
             .collect();
-        self.deal_listeners(green, others, false);
+        self.deal_listeners(green, &batch.green, others, false);
     }
 
-    fn deal_listeners(&mut self, number: u32, listeners: Vec<u64>, own: bool) {
+    fn deal_listeners(&mut self, number: u32, among: &Range<u32>, listeners: Vec<u64>, own: bool) {
         let Some(generation) = self.generations.get_mut(&number) else { return };
-        let mut places: Vec<(WorkerId, &mut Place)> = generation
-            .places
-            .iter_mut()
-            .filter_map(|place| {
+        let mut places: Vec<(WorkerId, &mut Place)> = (0u32..)
+            .zip(&mut generation.places)
+            .filter(|(index, _)| among.contains(index))
+            .filter_map(|(_, place)| {
                 let worker = place.worker?;
                 let serves = self
                     .workers
@@ -308,10 +368,13 @@ impl Core {
         Ok(())
     }
 
-    pub fn slots_of(&self, number: u32) -> Vec<u32> {
+    /// The slots of some places of a generation.
+    pub fn slots_of(&self, number: u32, places: &Range<u32>) -> Vec<u32> {
         let Some(generation) = self.generations.get(&number) else { return Vec::new() };
         let count = u32::try_from(generation.places.len()).unwrap_or(u32::MAX);
-        (0..count).map(|index| generation.bank * self.max_workers + index).collect()
+        (places.start..places.end.min(count))
+            .map(|index| generation.bank * self.max_workers + index)
+            .collect()
     }
 
     pub fn vacant_places(&self, number: u32) -> Vec<u32> {
@@ -330,7 +393,7 @@ impl Core {
     /// A generation gets nothing new any more, for good.
     pub fn retire_slots(&mut self, number: Option<u32>) {
         let Some(number) = number else { return };
-        for slot in self.slots_of(number) {
+        for slot in self.slots_of(number, &(0..u32::MAX)) {
             self.clear_slot(slot);
         }
         self.listeners.take_out(number, Instant::now());

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reload::Verdict;
-use crate::config::{Secret, ShownSetting};
+use crate::config::{Secret, ShownSetting, Strategy};
 use crate::control::WorkerStatus;
 
 /// Longest line on the control socket.
@@ -22,11 +22,9 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Request {
     /// Replace the workers; answered by any number of `progress`, then `verdict`.
-    Reload {
-        /// Go on where green cannot hand connections back.
-        #[serde(default)]
-        no_rollback: bool,
-    },
+    Reload(ReloadRequest),
+    /// Back to the generation before; answered like a reload.
+    Rollback,
     /// Answered by `status`.
     Status,
     /// Answered by `config`.
@@ -37,6 +35,29 @@ pub enum Request {
         #[serde(default)]
         now: bool,
     },
+}
+
+/// How a reload is to be done, as far as it differs from the settings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadRequest {
+    /// Go on where green cannot hand connections back.
+    pub no_rollback: bool,
+    /// Instead of the configured one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// Try green with a share of the new connections first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryRequest>,
+}
+
+/// See [`ReloadRequest::canary`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryRequest {
+    /// How many of 1,000 new connections go to green.
+    pub permille: u16,
+    /// How long both generations are watched.
+    pub for_ms: u64,
 }
 
 /// A reply on the control socket.
@@ -234,7 +255,12 @@ pub enum Command {
     /// See [`Request::Reload`]. The verdict is the last reply.
     Reload {
         /// See [`Request::Reload`].
-        no_rollback: bool,
+        request: ReloadRequest,
+        /// Where replies go; nobody has to listen.
+        replies: mpsc::Sender<Reply>,
+    },
+    /// See [`Request::Rollback`]. The verdict is the last reply.
+    Rollback {
         /// Where replies go; nobody has to listen.
         replies: mpsc::Sender<Reply>,
     },
@@ -318,9 +344,17 @@ impl Handle {
     }
 
     /// Begins a reload; the verdict is the last reply. `None` if the supervisor is ending.
-    pub async fn reload(&self, no_rollback: bool) -> Option<mpsc::Receiver<Reply>> {
+    pub async fn reload(&self, request: ReloadRequest) -> Option<mpsc::Receiver<Reply>> {
         let (replies, answers) = mpsc::channel(64);
-        self.commands.send(Command::Reload { no_rollback, replies }).await.ok()?;
+        self.commands.send(Command::Reload { request, replies }).await.ok()?;
+        Some(answers)
+    }
+
+    /// Goes back to the generation before; the verdict is the last reply. `None` if the supervisor is
+    /// ending.
+    pub async fn rollback(&self) -> Option<mpsc::Receiver<Reply>> {
+        let (replies, answers) = mpsc::channel(64);
+        self.commands.send(Command::Rollback { replies }).await.ok()?;
         Some(answers)
     }
 

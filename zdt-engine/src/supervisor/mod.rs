@@ -16,6 +16,7 @@ pub mod handle;
 mod link;
 mod listeners;
 mod plan;
+mod previous;
 mod process;
 mod proving;
 mod refilling;

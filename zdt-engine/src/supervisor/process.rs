@@ -63,6 +63,14 @@ impl Executable {
         Ok(Executable { path, ..executable })
     }
 
+    /// Another handle on the same program.
+    ///
+    /// # Errors
+    /// When out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Executable> {
+        Ok(Executable { path: self.path.clone(), file: self.file.try_clone()? })
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -9,13 +9,16 @@ use tokio::sync::mpsc;
 
 use super::core::{Core, MAX_GENERATIONS};
 use super::generations::{Generation, Phase, Place, WorkerPhase, resolve_addresses};
-use super::handle::{Progress, Reply};
-use super::plan;
+use super::handle::{Progress, ReloadRequest, Reply};
+use super::plan::{self, Batch};
+use super::previous::Build;
 use super::process::{Executable, check_executable, find_user};
-use super::reload::{Action, Event, Machine, Mark, Options, Outcome, Tally};
+use super::reload::{
+    Action, CanaryOptions, Event, Machine, Mark, Options, Outcome, Places, Rolling, Tally,
+};
 use super::steer::Steer;
 use super::{WorkerId, store};
-use crate::config::{Loaded, Settings, ShownSetting};
+use crate::config::{Loaded, Settings, ShownSetting, Strategy};
 use crate::control::{Hello, ToWorker};
 
 /// For answers that take a worker no time.
@@ -30,11 +33,16 @@ pub(super) struct ActiveReload {
     pub green: u32,
     pub mark: Mark,
     pub migrate: bool,
+    pub strategy: Strategy,
     /// What green was started with; becomes the supervisor's at the commit.
     pub settings: Settings,
     pub shown: Vec<ShownSetting>,
     /// Settings that it cannot bring about.
     pub restart_required: Vec<String>,
+    /// Back to the build that served before.
+    pub rollback: bool,
+    /// Those who want it undone.
+    pub undo: Vec<mpsc::Sender<Reply>>,
     pub waiters: Vec<mpsc::Sender<Reply>>,
     pub requested: Instant,
     pub flipped: bool,
@@ -56,6 +64,7 @@ impl ActiveReload {
             green: self.green,
             mark: self.mark,
             migrate: self.migrate,
+            rolling: self.strategy == Strategy::Rolling,
             blue_workers: self.blue_workers.iter().copied().collect(),
             green_workers: self.green_workers.iter().copied().collect(),
         }
@@ -68,16 +77,52 @@ impl ActiveReload {
     }
 }
 
+/// What is to serve next.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted {
+    /// What is on disk now.
+    Reload(ReloadRequest),
+    /// What served before.
+    Rollback,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Wanted::Reload(ReloadRequest::default())
+    }
+}
+
+impl Wanted {
+    /// The strategy that was asked for.
+    pub fn strategy(self) -> Option<Strategy> {
+        self.request().strategy
+    }
+
+    /// How it is to be done.
+    fn request(self) -> ReloadRequest {
+        match self {
+            Wanted::Reload(request) => request,
+            // Whoever goes back does not want to come again.
+            Wanted::Rollback => {
+                let strategy = Some(Strategy::BlueGreen);
+                ReloadRequest { no_rollback: true, strategy, canary: None }
+            }
+        }
+    }
+}
+
 /// A reload that waits for another to end.
 pub(super) struct QueuedReload {
-    pub no_rollback: bool,
+    pub wanted: Wanted,
     pub waiters: Vec<mpsc::Sender<Reply>>,
     pub requested: Instant,
 }
 
-/// The machine's options from the settings.
-pub(super) fn options(settings: &Settings, no_rollback: bool) -> Options {
+/// The machine's options from the settings and the request.
+pub(super) fn options(settings: &Settings, request: ReloadRequest) -> Options {
     let ms = Duration::from_millis;
+    let of = &settings.reload;
+    let strategy = request.strategy.unwrap_or(settings.strategy);
     Options {
         ready_timeout: ms(settings.reload.ready_timeout_ms),
         settle: ms(settings.reload.settle_ms),
@@ -86,24 +131,41 @@ pub(super) fn options(settings: &Settings, no_rollback: bool) -> Options {
         probation: ms(settings.reload.probation_ms),
         drain: ms(settings.drain_timeout_ms),
         migrate: settings.migrate_connections,
-        allow_no_rollback: no_rollback,
+        allow_no_rollback: request.no_rollback,
+        // A canary is a choice between two whole generations.
+        rolling: (strategy == Strategy::Rolling && request.canary.is_none())
+            .then(|| Rolling { batch: of.rolling_batch, pause: ms(of.rolling_pause_ms) }),
+        canary: request.canary.map(|canary| CanaryOptions {
+            permille: canary.permille.clamp(1, 999),
+            watch: ms(canary.for_ms),
+            min_requests: of.canary_min_requests,
+            more_errors_permille: of.canary_more_errors_permille,
+            slower_percent: of.canary_slower_percent,
+            slower_us: of.canary_slower_ms.saturating_mul(1_000),
+        }),
     }
 }
 
 impl Core {
     /// A reload is wanted: now, instead of one that has not flipped, or after one that has.
-    pub fn request_reload(&mut self, no_rollback: bool, waiter: Option<mpsc::Sender<Reply>>) {
+    pub fn request_reload(&mut self, wanted: Wanted, waiter: Option<mpsc::Sender<Reply>>) {
         let requested = Instant::now();
-        let mut wanted = QueuedReload { no_rollback, waiters: Vec::new(), requested };
+        let mut wanted = QueuedReload { wanted, waiters: Vec::new(), requested };
         wanted.waiters.extend(waiter);
         if self.stopping.is_some() {
             self.refuse(&wanted, &Outcome::Stopped);
             return;
         }
-        // Whoever waits for an earlier one that has not begun gets the verdict of this one.
+        // Whoever waits for an earlier one that has not begun gets the verdict of this one, unless that
+        // is the opposite of what was asked for.
         if let Some(earlier) = self.queued.take() {
-            wanted.waiters.extend(earlier.waiters);
-            wanted.requested = earlier.requested;
+            let is_rollback = |of: &QueuedReload| matches!(of.wanted, Wanted::Rollback);
+            if is_rollback(&earlier) == is_rollback(&wanted) {
+                wanted.waiters.extend(earlier.waiters);
+                wanted.requested = earlier.requested;
+            } else {
+                self.refuse(&earlier, &Outcome::Superseded);
+            }
         }
         self.queued = Some(wanted);
         match &self.reload {
@@ -154,20 +216,46 @@ impl Core {
 
     /// False if it cannot begin yet.
     fn start_reload(&mut self, wanted: &QueuedReload) -> Result<bool, String> {
-        let loaded = self.sources.load_shown().map_err(|error| error.to_string())?;
-        let path = loaded.settings.executable.as_ref().unwrap_or(&self.executable_path);
-        check_executable(path)?;
+        let (loaded, executable) = match wanted.wanted {
+            Wanted::Reload(_) => {
+                let loaded = self.sources.load_shown().map_err(|error| error.to_string())?;
+                let path = loaded.settings.executable.as_ref().unwrap_or(&self.executable_path);
+                check_executable(path)?;
+                (loaded, None)
+            }
+            Wanted::Rollback => {
+                let Build { executable, loaded } = self.previous_build()?;
+                (loaded, Some(executable))
+            }
+        };
         if self.drains_before(&loaded.settings, wanted) {
             return Ok(false);
         }
-        self.begin(loaded, wanted).map(|()| true)
+        self.begin(loaded, executable, wanted).map(|()| true)
     }
 
-    /// Begins a reload, or the first start, with these settings.
-    pub fn begin(&mut self, loaded: Loaded, wanted: &QueuedReload) -> Result<(), String> {
+    /// Begins a reload, or the first start, with these settings, and this program or the configured
+    /// one.
+    pub fn begin(
+        &mut self,
+        loaded: Loaded,
+        executable: Option<Executable>,
+        wanted: &QueuedReload,
+    ) -> Result<(), String> {
         let Loaded { settings, shown } = loaded;
-        let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
-        let executable = Executable::open(path)?;
+        let request = wanted.wanted.request();
+        if request.canary.is_some() && !self.steer.is_ebpf() {
+            return Err("a canary needs eBPF steering to send it a share of the connections; \
+                        `zdt doctor` says what is missing"
+                .to_owned());
+        }
+        let executable = match executable {
+            Some(executable) => executable,
+            None => {
+                let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
+                Executable::open(path)?
+            }
+        };
         let user = find_user(&settings.user, settings.group.as_deref())?;
         let number = self.last_generation + 1;
         let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
@@ -204,18 +292,30 @@ impl Core {
         let id = self.next_reload;
         self.next_reload += 1;
         let blue = self.serving_workers();
-        tracing::info!(reload = id, generation = number, workers = count, "reload begins");
-        let (machine, actions) =
-            Machine::start(id, options(&settings, wanted.no_rollback), blue, Instant::now());
+        let strategy = request.strategy.unwrap_or(settings.strategy);
+        tracing::info!(
+            reload = id,
+            generation = number,
+            workers = count,
+            strategy = strategy.name(),
+            "reload begins"
+        );
+        let outgoing = self.serving().map_or(0, |of| of.places.len());
+        let places = Places { blue: u32::try_from(outgoing).unwrap_or(u32::MAX), green: count };
+        let options = options(&settings, request);
+        let (machine, actions) = Machine::start(id, options, places, blue, Instant::now());
         self.reload = Some(ActiveReload {
             machine,
             blue: self.current,
             green: number,
             mark: Mark::Preparing,
             migrate: settings.migrate_connections,
+            strategy,
             settings,
             shown,
             restart_required,
+            rollback: matches!(wanted.wanted, Wanted::Rollback),
+            undo: Vec::new(),
             waiters: wanted.waiters.clone(),
             requested: wanted.requested,
             flipped: false,
@@ -229,15 +329,16 @@ impl Core {
         Ok(())
     }
 
-    /// The workers of the serving generation that serve, and what they said.
-    pub fn serving_workers(&self) -> Vec<(WorkerId, Hello)> {
+    /// The workers of the serving generation that serve, their places, and what they said.
+    fn serving_workers(&self) -> Vec<(WorkerId, u32, Hello)> {
         let Some(serving) = self.serving() else { return Vec::new() };
         serving
             .workers()
             .filter_map(|id| {
                 let worker = self.workers.get(&id)?;
                 let serves = worker.phase == WorkerPhase::Serving;
-                Some((id, worker.hello.clone().filter(|_| serves)?))
+                let index = worker.identity.index;
+                Some((id, index, worker.hello.clone().filter(|_| serves)?))
             })
             .collect()
     }
@@ -289,16 +390,17 @@ impl Core {
     async fn execute(&mut self, action: Action) {
         match action {
             Action::Persist(mark) => self.persist(mark).await,
-            Action::Spawn => self.spawn_green(),
+            Action::Spawn(batch) => self.spawn_green(&batch),
             Action::Listen(worker) => {
                 if let Err(message) = self.listen_green(worker) {
                     self.fail_reload(message);
                 }
             }
             Action::Prove(worker) => self.prove(worker),
-            Action::Flip => self.flip(),
+            Action::Flip { batch, permille } => self.flip(&batch, permille),
             Action::FlipBack => self.flip_back(),
-            Action::ShareListeners => self.share_listeners(),
+            Action::ShareListeners(batch) => self.share_listeners(&batch),
+            Action::Sample => self.begin_sample(),
             Action::OpenChannels(plan) => {
                 if let Err(message) = self.open_channels(&plan) {
                     self.fail_reload(message);
@@ -374,18 +476,19 @@ impl Core {
             } else {
                 continue;
             };
-            side.insert(id);
-            let figures = self.scoreboard.figures(worker.identity.slot);
-            worker.baseline = (figures.moved_out, figures.adopted_in);
+            // Of an earlier step of the same reload, some have moved already.
+            if side.insert(id) {
+                let figures = self.scoreboard.figures(worker.identity.slot);
+                worker.baseline = (figures.moved_out, figures.adopted_in);
+            }
         }
     }
 
-    fn spawn_green(&mut self) {
+    fn spawn_green(&mut self, batch: &Batch) {
         let Some(green) = self.reload.as_ref().map(|reload| reload.green) else { return };
-        let count = self.generations.get(&green).map_or(0, |of| of.places.len());
-        let mut started = Vec::with_capacity(count);
+        let mut started = Vec::with_capacity(batch.green.len());
         let mut failure = None;
-        for index in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+        for index in batch.green.clone() {
             match self.start_worker(green, index) {
                 Ok(worker) => started.push(worker),
                 Err(message) => {

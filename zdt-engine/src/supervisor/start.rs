@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::core::{Core, Inputs, Setup};
 use super::handle::{Handle, Readiness};
-use super::reloading::QueuedReload;
+use super::reloading::{QueuedReload, Wanted};
 use super::rundir::{self, RunDir, RunDirError};
 use super::scoreboard::Board;
 use super::signals::Signals;
@@ -116,7 +116,8 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     .map_err(StartError::Other)?;
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
-    let start = QueuedReload { no_rollback: false, waiters: Vec::new(), requested: Instant::now() };
-    core.begin(loaded, &start).map_err(StartError::Other)?;
+    let start =
+        QueuedReload { wanted: Wanted::default(), waiters: Vec::new(), requested: Instant::now() };
+    core.begin(loaded, None, &start).map_err(StartError::Other)?;
     Ok(core)
 }

@@ -14,6 +14,7 @@ use super::handle::{
     BufferingComponent, Components, GenerationStats, MigrationComponent, SocketStats, Status,
     WorkerStats,
 };
+use super::reload::{Event, Sample};
 use crate::control::{ToWorker, WorkerStatus};
 
 /// Workers answer within a turn of their loop; one that hangs must not make the status hang.
@@ -30,10 +31,19 @@ pub(super) struct StatusRequests {
 
 #[derive(Debug)]
 struct Request {
-    reply: Option<oneshot::Sender<Box<Status>>>,
+    purpose: Purpose,
     missing: BTreeSet<WorkerId>,
     answers: BTreeMap<WorkerId, WorkerStatus>,
     until: Instant,
+}
+
+/// What the answers are for.
+#[derive(Debug)]
+enum Purpose {
+    /// Somebody asked for the status.
+    Status(oneshot::Sender<Box<Status>>),
+    /// A canary is compared.
+    Sample,
 }
 
 impl StatusRequests {
@@ -53,16 +63,26 @@ impl StatusRequests {
 
 impl Core {
     pub fn begin_status(&mut self, reply: oneshot::Sender<Box<Status>>) {
+        let nobody = self.workers.values().all(|worker| worker.hello.is_none());
+        if nobody || self.status_requests.open.len() >= MAX_REQUESTS {
+            let _ = reply.send(Box::new(self.status(&BTreeMap::new())));
+            return;
+        }
+        self.ask_workers(Purpose::Status(reply));
+    }
+
+    /// What both generations of a reload have done so far; the machine gets it.
+    pub fn begin_sample(&mut self) {
+        self.ask_workers(Purpose::Sample);
+    }
+
+    fn ask_workers(&mut self, purpose: Purpose) {
         let greeted: BTreeSet<WorkerId> = self
             .workers
             .iter()
             .filter(|(_, worker)| worker.hello.is_some())
             .map(|(&id, _)| id)
             .collect();
-        if greeted.is_empty() || self.status_requests.open.len() >= MAX_REQUESTS {
-            let _ = reply.send(Box::new(self.status(&BTreeMap::new())));
-            return;
-        }
         self.status_requests.next += 1;
         let request = self.status_requests.next;
         for &worker in &greeted {
@@ -71,7 +91,7 @@ impl Core {
         self.status_requests.open.insert(
             request,
             Request {
-                reply: Some(reply),
+                purpose,
                 missing: greeted,
                 answers: BTreeMap::new(),
                 until: Instant::now() + PATIENCE,
@@ -98,12 +118,33 @@ impl Core {
             .map(|(&id, _)| id)
             .collect();
         for id in due {
-            let Some(mut request) = self.status_requests.open.remove(&id) else { continue };
-            let status = self.status(&request.answers);
-            if let Some(reply) = request.reply.take() {
-                let _ = reply.send(Box::new(status));
+            let Some(request) = self.status_requests.open.remove(&id) else { continue };
+            match request.purpose {
+                Purpose::Status(reply) => {
+                    let _ = reply.send(Box::new(self.status(&request.answers)));
+                }
+                Purpose::Sample => {
+                    let sample = self.sample(&request.answers);
+                    self.machine_events.push_back(Event::Sampled(sample));
+                }
             }
         }
+    }
+
+    /// A worker that does not answer in time counts as if it had done nothing.
+    fn sample(&self, answers: &BTreeMap<WorkerId, WorkerStatus>) -> Sample {
+        let mut sample = Sample::default();
+        let Some(reload) = &self.reload else { return sample };
+        for (id, status) in answers {
+            let side = match self.place_of(*id) {
+                Some((of, _)) if of == reload.green => &mut sample.green,
+                Some((of, _)) if Some(of) == reload.blue => &mut sample.blue,
+                _ => continue,
+            };
+            let requests = status.requests + status.messages_received;
+            side.add(requests, status.errors, &status.service_us);
+        }
+        sample
     }
 
     fn status(&self, answers: &BTreeMap<WorkerId, WorkerStatus>) -> Status {

@@ -150,26 +150,26 @@ impl Steer {
         }
     }
 
-    /// All new connections go to the bank `to`; `from` is where they went.
+    /// So many of 1,000 new connections go to the bank `to`; `from` is where they went.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn flip(&mut self, from: u32, to: u32) -> Result<(), SteeringError> {
+    pub fn flip(&mut self, from: u32, to: u32, permille: u16) -> Result<(), SteeringError> {
         let Steer::Ebpf(ebpf) = self else { return Ok(()) };
         let epoch = ebpf.steering.current()?.epoch.wrapping_add(1);
-        ebpf.steering.flip(Bank { epoch, blue: from, green: to, canary_permille: 1_000 })
+        ebpf.steering.flip(Bank { epoch, blue: from, green: to, canary_permille: permille })
     }
 
-    /// The bank that gets new connections.
-    pub fn current_bank(&self) -> Option<u32> {
-        match self {
-            Steer::Plain => None,
-            Steer::Ebpf(ebpf) => ebpf
-                .steering
-                .current()
-                .ok()
-                .map(|bank| if bank.canary_permille == 0 { bank.blue } else { bank.green }),
-        }
+    /// How many of 1,000 new connections this bank gets; `None` where that is not steered.
+    pub fn share_of(&self, bank: u32) -> Option<u16> {
+        let Steer::Ebpf(ebpf) = self else { return None };
+        let route = ebpf.steering.current().ok()?;
+        Some(match (route.blue == bank, route.green == bank) {
+            (true, true) => 1_000,
+            (true, false) => 1_000 - route.canary_permille.min(1_000),
+            (false, true) => route.canary_permille,
+            (false, false) => 0,
+        })
     }
 
     /// The connection from `source_port` to `address` goes to `slot`.

@@ -49,7 +49,7 @@ impl Core {
         let delay = Duration::from_millis(self.settings.drain_delay_ms);
         self.stopping = Some(Stopping::Announced { until: Instant::now() + delay });
         self.respawns.clear();
-        if self.reload.as_ref().is_some_and(|reload| reload.machine.is_before_flip()) {
+        if self.reload.is_some() {
             self.machine_events.push_back(Event::Stop);
         }
     }

@@ -108,6 +108,9 @@ pub struct Reload {
     pub mark: Mark,
     /// Whether connections are handed off.
     pub migrate: bool,
+    /// In steps.
+    #[serde(default)]
+    pub rolling: bool,
     /// The blue workers that take part in the handoff.
     pub blue_workers: Vec<WorkerId>,
     /// The green ones.
@@ -199,6 +202,7 @@ mod tests {
                 green: 2,
                 mark: Mark::Flipped,
                 migrate: true,
+                rolling: false,
                 blue_workers: vec![1],
                 green_workers: vec![2],
             }),

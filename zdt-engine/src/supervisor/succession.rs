@@ -26,6 +26,8 @@ pub struct Found {
     pub mark: Mark,
     /// Whether connections are handed off.
     pub migrate: bool,
+    /// In steps, of which only some may have been done.
+    pub rolling: bool,
     /// As the maps or the workers tell.
     pub flip: Flip,
     /// Workers at the flip, as written down.
@@ -54,7 +56,7 @@ pub fn decide(found: &Found) -> Decision {
     let (blue_alive, green_alive) = (alive(&found.blue), alive(&found.green));
     match found.mark {
         Mark::Preparing => Decision::Discard,
-        Mark::RollingBack => Decision::Resume(Resume::RollingBack),
+        Mark::RollingBack => Decision::Resume(back(found)),
         Mark::Committed => Decision::Resume(Resume::Committed),
         Mark::Flipped => match found.flip {
             Flip::No => Decision::Discard,
@@ -62,15 +64,21 @@ pub fn decide(found: &Found) -> Decision {
             Flip::Partly | Flip::Yes if !blue_alive && green_alive => {
                 Decision::Resume(Resume::Committed)
             }
-            Flip::Partly => Decision::Resume(Resume::RollingBack),
+            Flip::Partly => Decision::Resume(back(found)),
+            // Which steps have been done is not known.
+            Flip::Yes if found.rolling => Decision::Resume(back(found)),
             Flip::Yes => Decision::Resume(after_flip(found)),
         },
     }
 }
 
+fn back(found: &Found) -> Resume {
+    Resume::RollingBack { channels: !found.ends.is_empty() }
+}
+
 fn after_flip(found: &Found) -> Resume {
     if found.green.iter().any(|worker| !found.alive.contains(worker)) {
-        return Resume::RollingBack;
+        return back(found);
     }
     if !found.migrate {
         return Resume::Flipped;
@@ -87,7 +95,7 @@ fn after_flip(found: &Found) -> Resume {
         Resume::Flipped
     } else {
         // An end without its peer: its descriptors died with the predecessor.
-        Resume::RollingBack
+        back(found)
     }
 }
 
@@ -101,6 +109,7 @@ mod tests {
         Found {
             mark: Mark::Flipped,
             migrate: true,
+            rolling: false,
             flip: Flip::Yes,
             blue: vec![1, 2],
             green: vec![3],
@@ -125,9 +134,12 @@ mod tests {
         let mut found = found();
         assert_eq!(decide(&found), Decision::Resume(Resume::Flipped));
         found.ends = BTreeSet::from([(1, 0), (3, 0), (2, 1)]);
-        assert_eq!(decide(&found), Decision::Resume(Resume::RollingBack));
+        let undone = Decision::Resume(Resume::RollingBack { channels: true });
+        assert_eq!(decide(&found), undone);
         found.ends.insert((3, 1));
         assert_eq!(decide(&found), Decision::Resume(Resume::HandingOff));
+        let rolling = Found { rolling: true, ..found.clone() };
+        assert_eq!(decide(&rolling), undone, "which steps are done is not known");
         found.alive.remove(&2);
         found.ends = BTreeSet::from([(1, 0), (3, 0), (3, 1)]);
         assert_eq!(decide(&found), Decision::Resume(Resume::HandingOff), "blue 2 is dead");
@@ -139,7 +151,8 @@ mod tests {
     fn a_missing_green_worker_means_back() {
         let mut found = found();
         found.alive.remove(&3);
-        assert_eq!(decide(&found), Decision::Resume(Resume::RollingBack));
+        let undone = Decision::Resume(Resume::RollingBack { channels: false });
+        assert_eq!(decide(&found), undone);
         found.green.push(4);
         found.alive = BTreeSet::from([4]);
         assert_eq!(decide(&found), Decision::Resume(Resume::Committed), "blue is gone altogether");
@@ -152,7 +165,10 @@ mod tests {
             flip in prop_oneof![Just(Flip::No), Just(Flip::Partly), Just(Flip::Yes)],
         ) {
             for (mark, resume) in
-                [(Mark::Committed, Resume::Committed), (Mark::RollingBack, Resume::RollingBack)]
+                [
+                    (Mark::Committed, Resume::Committed),
+                    (Mark::RollingBack, Resume::RollingBack { channels: false }),
+                ]
             {
                 let found = Found { mark, flip, alive: alive.clone(), ..found() };
                 prop_assert_eq!(decide(&found), Decision::Resume(resume));

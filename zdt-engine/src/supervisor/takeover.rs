@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::adopt::{Answer, Predecessor, Survivor};
 use super::core::{Core, Setup};
 use super::generations::{Generation, Phase, Place, Worker, WorkerPhase};
+use super::handle::ReloadRequest;
 use super::link::Link;
 use super::listeners::{Listeners, Role};
 use super::process::{Executable, Process, find_user};
@@ -20,7 +21,7 @@ use super::steer::Steer;
 use super::succession::{Decision, Flip, Found, decide};
 use super::watch::Pulse;
 use super::{WorkerId, store};
-use crate::config::{MAX_WORKERS, SteeringMode};
+use crate::config::{MAX_WORKERS, SteeringMode, Strategy};
 use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
 
 /// Builds the supervisor from what is left.
@@ -384,8 +385,12 @@ impl Core {
 
     fn flip_state(&self, reload: &store::Reload) -> Flip {
         let Some(green) = self.generations.get(&reload.green) else { return Flip::No };
-        if let Some(bank) = self.steer.current_bank() {
-            return if bank == green.bank { Flip::Yes } else { Flip::No };
+        if let Some(share) = self.steer.share_of(green.bank) {
+            return match share {
+                0 => Flip::No,
+                1_000.. => Flip::Yes,
+                _ => Flip::Partly,
+            };
         }
         let armed = green.places.iter().filter(|place| !place.own.is_empty()).count();
         match armed {
@@ -405,6 +410,7 @@ impl Core {
         let decision = decide(&Found {
             mark: reload.mark,
             migrate: reload.migrate,
+            rolling: reload.rolling,
             flip: self.flip_state(reload),
             blue: reload.blue_workers.clone(),
             green: reload.green_workers.clone(),
@@ -417,7 +423,7 @@ impl Core {
             "the earlier supervisor died during a reload: {}",
             match decision {
                 Decision::Discard => "it had not flipped, and is dropped",
-                Decision::Resume(Resume::RollingBack) => "it is undone",
+                Decision::Resume(Resume::RollingBack { .. }) => "it is undone",
                 Decision::Resume(_) => "it is finished",
             }
         );
@@ -434,7 +440,8 @@ impl Core {
                 .collect()
         };
         let (blue, green) = (side(&reload.blue_workers), side(&reload.green_workers));
-        let mut options = options(&self.settings, true);
+        let request = ReloadRequest { no_rollback: true, ..ReloadRequest::default() };
+        let mut options = options(&self.settings, request);
         options.migrate = reload.migrate;
         let (machine, actions) =
             Machine::resume(reload.id, options, blue, green, at, Instant::now());
@@ -444,9 +451,12 @@ impl Core {
             green: reload.green,
             mark: reload.mark,
             migrate: reload.migrate,
+            strategy: if reload.rolling { Strategy::Rolling } else { Strategy::BlueGreen },
             settings: self.settings.clone(),
             shown: self.shown.clone(),
             restart_required: Vec::new(),
+            rollback: false,
+            undo: Vec::new(),
             waiters: Vec::new(),
             requested: Instant::now(),
             flipped: reload.mark != Mark::Preparing,

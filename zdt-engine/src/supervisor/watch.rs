@@ -163,8 +163,8 @@ impl Core {
         for id in slow {
             let Some(worker) = self.workers.get_mut(&id) else { continue };
             worker.ready_by = None;
-            let generation = worker.identity.generation;
-            let held = self.places_are_held(generation);
+            let (generation, index) = (worker.identity.generation, worker.identity.index);
+            let held = self.place_is_held(generation, index);
             let green =
                 self.generations.get(&generation).is_some_and(|of| of.phase == Phase::Green);
             let Some(worker) = self.workers.get(&id) else { continue };

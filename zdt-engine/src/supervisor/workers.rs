@@ -189,7 +189,7 @@ impl Core {
         worker.hello = Some(hello.clone());
         worker.phase = WorkerPhase::Greeted;
         let identity = worker.identity.clone();
-        let generation = identity.generation;
+        let (generation, index) = (identity.generation, identity.index);
         let successor = match self.run_dir.listen_for_successor(id) {
             Ok(socket) => socket,
             Err(error) => {
@@ -212,17 +212,18 @@ impl Core {
         self.dirty = true;
         if is_green && self.reload.is_some() {
             self.machine_events.push_back(Event::Greeted { worker: id, hello });
-        } else if !self.places_are_held(generation) {
+        } else if !self.place_is_held(generation, index) {
             self.arm_place(id);
         }
     }
 
-    /// True while a reload is between the flip and its end, and this is the generation that may end:
-    /// a worker that would start to accept now would have nobody to hand its connections to.
-    pub fn places_are_held(&self, generation: u32) -> bool {
+    /// True while a reload is between the flip of this place and its end, and this is the generation
+    /// that may end: a worker that would start to accept now would have nobody to hand its connections
+    /// to.
+    pub fn place_is_held(&self, generation: u32, index: u32) -> bool {
         self.reload.as_ref().is_some_and(|reload| {
             reload.blue == Some(generation)
-                && !reload.machine.is_before_flip()
+                && !reload.machine.may_join(index)
                 && !reload.machine.is_rolling_back()
         })
     }
@@ -322,7 +323,7 @@ impl Core {
         }
         worker.phase = WorkerPhase::Serving;
         worker.ready_by = None;
-        let (generation, slot) = (worker.identity.generation, worker.identity.slot);
+        let Identity { generation, index, slot, .. } = worker.identity;
         let hello = worker.hello.clone();
         let green = self
             .generations
@@ -337,9 +338,9 @@ impl Core {
         self.bequeath(generation);
         if let (Some(reload), Some(hello)) = (&self.reload, hello)
             && reload.blue == Some(generation)
-            && reload.machine.is_before_flip()
+            && reload.machine.may_join(index)
         {
-            self.machine_events.push_back(Event::BlueJoined { worker: id, hello });
+            self.machine_events.push_back(Event::BlueJoined { worker: id, index, hello });
         }
     }
 
@@ -459,7 +460,7 @@ impl Core {
         } else {
             self.totals.lost_connections += tally.connections;
         }
-        if phase == Some(Phase::Serving) && !expected && !self.places_are_held(generation) {
+        if phase == Some(Phase::Serving) && !expected && !self.place_is_held(generation, index) {
             self.fill_place_after(generation, index, ending, &how);
         }
         self.retire_generations();

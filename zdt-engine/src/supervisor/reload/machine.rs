@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::canary::{CanaryOptions, Sample};
+use super::ending::Committing;
 use super::rollback::RollingBack;
 use super::stages::{HandingOff, Settling, Stage, Starting};
 use super::{Facts, Outcome};
 use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker};
 use crate::supervisor::WorkerId;
-use crate::supervisor::plan::{self, ChannelPlan};
+use crate::supervisor::plan::{self, Batch, ChannelPlan};
 
 /// What a reload is asked to do.
 #[derive(Debug, Clone)]
@@ -31,6 +33,28 @@ pub struct Options {
     pub migrate: bool,
     /// Go on although green cannot write what blue reads.
     pub allow_no_rollback: bool,
+    /// In steps, instead of all at once.
+    pub rolling: Option<Rolling>,
+    /// First a share of the new connections only, and a comparison.
+    pub canary: Option<CanaryOptions>,
+}
+
+/// See [`Options::rolling`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rolling {
+    /// Places of green that a step starts.
+    pub batch: u32,
+    /// Between two steps.
+    pub pause: Duration,
+}
+
+/// How many places there are, for the steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Places {
+    /// Of the outgoing generation.
+    pub blue: u32,
+    /// Of the incoming one.
+    pub green: u32,
 }
 
 impl Options {
@@ -96,6 +120,8 @@ pub enum Event {
     BlueJoined {
         /// The new worker.
         worker: WorkerId,
+        /// Its place.
+        index: u32,
         /// What it said.
         hello: Hello,
     },
@@ -113,10 +139,14 @@ pub enum Event {
     },
     /// The successor would know of this point now.
     Persisted(Mark),
+    /// What both generations have done so far.
+    Sampled(Sample),
     /// A newer reload wants to run; heeded before the flip.
     Supersede,
-    /// The supervisor stops; heeded before the flip.
+    /// The supervisor stops; heeded before the flip, and by a canary.
     Stop,
+    /// An operator wants the outgoing generation back; heeded before the commit.
+    RollBack,
     /// Time passed.
     Tick,
 }
@@ -127,18 +157,26 @@ pub enum Action {
     /// Write down that this point is reached, before what follows; answered by
     /// [`Event::Persisted`].
     Persist(Mark),
-    /// Start the green processes; answered by [`Event::Spawned`].
-    Spawn,
+    /// Start the green processes of a step; answered by [`Event::Spawned`].
+    Spawn(Batch),
     /// Give a green worker its listeners; answered by [`Event::Armed`].
     Listen(WorkerId),
     /// Prove that new connections would reach it; answered by [`Event::Proven`].
     Prove(WorkerId),
-    /// New connections go to green; answered by [`Event::Flipped`].
-    Flip,
+    /// So many of 1,000 new connections go to green, and none to what this step replaces once it is
+    /// all of them; answered by [`Event::Flipped`].
+    Flip {
+        /// The step.
+        batch: Batch,
+        /// Green's share.
+        permille: u16,
+    },
     /// New connections go to blue again.
     FlipBack,
-    /// Green also accepts from the listeners of the generations before it.
-    ShareListeners,
+    /// The green workers of this step also accept from the listeners of what they replace.
+    ShareListeners(Batch),
+    /// Ask both generations what they have done; answered by [`Event::Sampled`].
+    Sample,
     /// Join these workers.
     OpenChannels(Vec<ChannelPlan>),
     /// A message without descriptors.
@@ -154,8 +192,18 @@ pub enum Action {
 /// A worker as the machine sees it.
 #[derive(Debug, Clone)]
 pub(super) struct Member {
+    /// Its place.
+    pub index: u32,
     pub hello: Option<Hello>,
     pub alive: bool,
+    /// It was told to hand its connections off.
+    pub hands_off: bool,
+}
+
+impl Member {
+    pub fn new(index: u32, hello: Option<Hello>) -> Member {
+        Member { index, hello, alive: true, hands_off: false }
+    }
 }
 
 /// State that outlives every single stage.
@@ -168,7 +216,12 @@ pub(super) struct Shared {
     pub facts: Facts,
     pub plan: Vec<ChannelPlan>,
     pub channels_opened: bool,
-    pub handoff_begun: bool,
+    /// The steps; never empty.
+    pub batches: Vec<Batch>,
+    /// The one that is being done.
+    pub at: usize,
+    /// Steps of which clients may have been served by green.
+    pub flipped: usize,
     pub actions: Vec<Action>,
 }
 
@@ -182,11 +235,45 @@ impl Shared {
     }
 
     pub fn live_blue(&self) -> Vec<WorkerId> {
-        live(&self.blue)
+        live(self.blue.iter())
     }
 
     pub fn live_green(&self) -> Vec<WorkerId> {
-        live(&self.green)
+        live(self.green.iter())
+    }
+
+    /// The step that is being done.
+    pub fn batch(&self) -> &Batch {
+        &self.batches[self.at]
+    }
+
+    /// The live outgoing workers of this step.
+    pub fn batch_blue(&self) -> Vec<WorkerId> {
+        let places = &self.batch().blue;
+        live(self.blue.iter().filter(|(_, member)| places.contains(&member.index)))
+    }
+
+    /// The live incoming workers of this step.
+    pub fn batch_green(&self) -> Vec<WorkerId> {
+        let places = &self.batch().green;
+        live(self.green.iter().filter(|(_, member)| places.contains(&member.index)))
+    }
+
+    /// The live incoming workers that clients may have reached.
+    pub fn live_flipped(&self) -> Vec<WorkerId> {
+        let steps = &self.batches[..self.flipped.min(self.batches.len())];
+        let reached = |member: &Member| steps.iter().any(|step| step.green.contains(&member.index));
+        live(self.green.iter().filter(|(_, member)| reached(member)))
+    }
+
+    /// The live outgoing workers that were told to hand their connections off.
+    pub fn live_handing_off(&self) -> Vec<WorkerId> {
+        live(self.blue.iter().filter(|(_, member)| member.hands_off))
+    }
+
+    /// True if a worker at this place of blue may still come and be handed over like the others.
+    pub fn may_join(&self, index: u32) -> bool {
+        self.batches.iter().skip(self.flipped).any(|batch| batch.blue.contains(&index))
     }
 
     pub fn is_green(&self, worker: WorkerId) -> bool {
@@ -210,8 +297,8 @@ impl Shared {
     }
 }
 
-fn live(side: &BTreeMap<WorkerId, Member>) -> Vec<WorkerId> {
-    side.iter().filter(|(_, member)| member.alive).map(|(&worker, _)| worker).collect()
+fn live<'a>(side: impl Iterator<Item = (&'a WorkerId, &'a Member)>) -> Vec<WorkerId> {
+    side.filter(|(_, member)| member.alive).map(|(&worker, _)| worker).collect()
 }
 
 /// Where a new supervisor takes up a reload that its predecessor had begun.
@@ -221,8 +308,11 @@ pub enum Resume {
     Flipped,
     /// Flipped, all channels are open; the handoff may or may not have begun.
     HandingOff,
-    /// Blue is to take back what it can, over whatever channels there are.
-    RollingBack,
+    /// Blue is to take back what it can.
+    RollingBack {
+        /// Over whatever channels there are; without any, new ones are opened.
+        channels: bool,
+    },
     /// Decided; the workers are told (once more).
     Committed,
 }
@@ -239,14 +329,24 @@ impl Machine {
     pub fn start(
         id: u64,
         options: Options,
-        blue: impl IntoIterator<Item = (WorkerId, Hello)>,
+        places: Places,
+        blue: impl IntoIterator<Item = (WorkerId, u32, Hello)>,
         now: Instant,
     ) -> (Machine, Vec<Action>) {
-        let mut shared = new_shared(id, options, blue, []);
+        let mut shared = new_shared(id, options);
+        shared.blue = blue
+            .into_iter()
+            .map(|(worker, index, hello)| (worker, Member::new(index, Some(hello))))
+            .collect();
+        // Nothing is to be taken over in steps where nobody serves.
+        let size = match shared.options.rolling {
+            Some(rolling) if !shared.blue.is_empty() => rolling.batch,
+            _ => places.green,
+        };
+        shared.batches = plan::batches(places.blue, places.green, size);
         shared.act(Action::Persist(Mark::Preparing));
-        shared.act(Action::Spawn);
-        let deadline = now + shared.options.ready_timeout;
-        let mut machine = Machine { shared, stage: Stage::Starting(Starting { deadline }) };
+        let stage = Starting::begin(&mut shared, now);
+        let mut machine = Machine { shared, stage };
         let actions = machine.take_actions();
         (machine, actions)
     }
@@ -260,26 +360,28 @@ impl Machine {
         at: Resume,
         now: Instant,
     ) -> (Machine, Vec<Action>) {
-        let mut shared = new_shared(id, options, blue, green);
-        if at != Resume::Flipped {
+        // Whatever it was, its steps have been done, or are undone all at once.
+        let mut shared = new_shared(id, Options { rolling: None, canary: None, ..options });
+        shared.flipped = 1;
+        let member = |(worker, hello)| (worker, Member::new(0, Some(hello)));
+        shared.blue = blue.into_iter().map(member).collect();
+        shared.green = green.into_iter().map(member).collect();
+        shared.channels_opened =
+            !matches!(at, Resume::Flipped | Resume::RollingBack { channels: false });
+        if shared.channels_opened {
             shared.plan = plan::channels(&shared.live_blue(), &shared.live_green());
         }
         let stage = match at {
             Resume::Flipped => Settling::begin(&mut shared, now),
-            Resume::HandingOff => {
-                shared.channels_opened = true;
-                HandingOff::begin(&mut shared, now)
-            }
-            Resume::RollingBack => {
-                shared.channels_opened = true;
-                shared.handoff_begun = true;
-                let why = "the supervisor died during the handoff, which its successor undid";
+            Resume::HandingOff => HandingOff::begin(&mut shared, now),
+            Resume::RollingBack { .. } => {
+                for member in shared.blue.values_mut() {
+                    member.hands_off = true;
+                }
+                let why = "the supervisor died during the reload, which its successor undid";
                 RollingBack::begin(&mut shared, why.to_owned(), now)
             }
-            Resume::Committed => {
-                shared.channels_opened = true;
-                super::stages::Committing::begin(&mut shared, now)
-            }
+            Resume::Committed => Committing::begin(&mut shared, now),
         };
         let mut machine = Machine { shared, stage };
         let actions = machine.take_actions();
@@ -301,6 +403,10 @@ impl Machine {
                 }
                 _ => {}
             },
+            Event::BlueJoined { worker, index, hello } if self.shared.may_join(*index) => {
+                let member = Member::new(*index, Some(hello.clone()));
+                self.shared.blue.insert(*worker, member);
+            }
             _ => {}
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Finished);
@@ -323,9 +429,14 @@ impl Machine {
         self.stage.name()
     }
 
-    /// True until the flip.
+    /// True until the (first) flip.
     pub fn is_before_flip(&self) -> bool {
-        matches!(self.stage, Stage::Starting(_) | Stage::Proving(_))
+        self.shared.flipped == 0 && !self.is_finished()
+    }
+
+    /// True as long as a worker that is restarted at this place of blue takes part like the others.
+    pub fn may_join(&self, index: u32) -> bool {
+        !self.is_finished() && self.shared.may_join(index)
     }
 
     /// True once blue is what will serve, whatever happens.
@@ -360,22 +471,18 @@ impl Machine {
     }
 }
 
-fn new_shared(
-    id: u64,
-    options: Options,
-    blue: impl IntoIterator<Item = (WorkerId, Hello)>,
-    green: impl IntoIterator<Item = (WorkerId, Hello)>,
-) -> Shared {
-    let member = |(worker, hello)| (worker, Member { hello: Some(hello), alive: true });
+fn new_shared(id: u64, options: Options) -> Shared {
     Shared {
         id,
         options,
-        blue: blue.into_iter().map(member).collect(),
-        green: green.into_iter().map(member).collect(),
+        blue: BTreeMap::new(),
+        green: BTreeMap::new(),
         facts: Facts::default(),
         plan: Vec::new(),
         channels_opened: false,
-        handoff_begun: false,
+        batches: vec![Batch::all(u32::MAX)],
+        at: 0,
+        flipped: 0,
         actions: Vec::new(),
     }
 }

@@ -1,16 +1,24 @@
-//! The stages of a blue-green reload and the transitions between them.
+//! The stages of a reload and the transitions between them, up to the last handoff.
 //!
 //! ```text
-//! Starting → Proving → Flipping → Settling → HandingOff → Probation → Deciding → Committing → Finished
-//!     └─────────┴→ Finished  └──────┴────────────┴────────────┴──────────┴→ RollingBack → Returning → Undoing ↗
+//!   ┌──────────────── next step ──────────────── Pausing ←┐
+//!   ↓                                                     │
+//! Starting → Proving → Flipping → Settling → HandingOff ──┴→ Probation → Deciding → Committing → Finished
+//!    └─────────┴→ Finished ↑↓  └──────┴────────────┴───────────┴──────────┴→ RollingBack → Returning → Undoing ↗
+//!                       Watching
 //! ```
+//! Before the first flip a failure ends in `Finished`, after it in `RollingBack`. `Watching` is for
+//! a canary, `Pausing` for a rolling reload.
+//!
 //! Must not know: descriptors, sockets, maps, clocks.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Outcome;
-use super::machine::{Action, Event, Mark, Member, Shared};
+use super::canary::Watching;
+use super::ending::{Committing, Deciding, Probation};
+use super::machine::{Action, Event, Mark, Member, Rolling, Shared};
 use super::rollback::{Returning, RollingBack, Undoing};
 use crate::control::{FromWorker, Hello, ToWorker};
 use crate::supervisor::{WorkerId, plan};
@@ -21,8 +29,10 @@ pub(super) enum Stage {
     Starting(Starting),
     Proving(Proving),
     Flipping(Flipping),
+    Watching(Watching),
     Settling(Settling),
     HandingOff(HandingOff),
+    Pausing(Pausing),
     Probation(Probation),
     Deciding(Deciding),
     Committing(Committing),
@@ -38,8 +48,10 @@ impl Stage {
             Stage::Starting(stage) => stage.handle(shared, now, event),
             Stage::Proving(stage) => stage.handle(shared, now, event),
             Stage::Flipping(stage) => stage.handle(shared, now, event),
+            Stage::Watching(stage) => stage.handle(shared, now, event),
             Stage::Settling(stage) => stage.handle(shared, now, event),
             Stage::HandingOff(stage) => stage.handle(shared, now, event),
+            Stage::Pausing(stage) => stage.handle(shared, now, event),
             Stage::Probation(stage) => stage.handle(shared, now, event),
             Stage::Deciding(stage) => stage.handle(shared, now, event),
             Stage::Committing(stage) => stage.handle(shared, now, event),
@@ -55,6 +67,8 @@ impl Stage {
             Stage::Starting(stage) => Some(stage.deadline),
             Stage::Proving(stage) => Some(stage.deadline),
             Stage::Flipping(stage) => Some(stage.deadline),
+            Stage::Watching(stage) => Some(stage.next),
+            Stage::Pausing(stage) => Some(stage.until),
             Stage::Settling(stage) => {
                 let waiting = !stage.channels.is_empty();
                 Some(if waiting { stage.deadline } else { stage.settled })
@@ -75,8 +89,10 @@ impl Stage {
             Stage::Starting(_) => "starting",
             Stage::Proving(_) => "proving",
             Stage::Flipping(_) => "flipping",
+            Stage::Watching(_) => "watching",
             Stage::Settling(_) => "settling",
             Stage::HandingOff(_) => "handing_off",
+            Stage::Pausing(_) => "pausing",
             Stage::Probation(_) => "probation",
             Stage::Deciding(_) => "deciding",
             Stage::Committing(_) => "committing",
@@ -91,27 +107,32 @@ impl Stage {
 /// Green's processes run up; blue does not know of them.
 #[derive(Debug)]
 pub(super) struct Starting {
-    pub deadline: Instant,
+    deadline: Instant,
 }
 
 impl Starting {
+    pub fn begin(shared: &mut Shared, now: Instant) -> Stage {
+        shared.act(Action::Spawn(shared.batch().clone()));
+        Stage::Starting(Starting { deadline: now + shared.options.ready_timeout })
+    }
+
     fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
         match event {
             Event::Spawned { green } => {
-                for worker in green {
-                    shared.add_green(worker);
+                for (index, worker) in (shared.batch().green.start..).zip(green) {
+                    shared.green.insert(worker, Member::new(index, None));
                 }
                 Stage::Starting(self)
             }
             Event::Greeted { worker, hello } => {
                 if let Err(why) = agree(shared, &hello) {
-                    return abandon(shared, Outcome::FailedBeforeFlip(why));
+                    return give_up(shared, Outcome::FailedBeforeFlip(why), now);
                 }
                 shared.greet_green(worker, hello);
                 if !shared.all_green_greeted() {
                     return Stage::Starting(self);
                 }
-                let green = shared.live_green();
+                let green = shared.batch_green();
                 for &worker in &green {
                     shared.act(Action::Listen(worker));
                 }
@@ -119,7 +140,7 @@ impl Starting {
                 Stage::Proving(Proving { unproven, deadline: self.deadline })
             }
             other => match before_flip(shared, now, self.deadline, &other, "has not greeted") {
-                Some(outcome) => abandon(shared, outcome),
+                Some(outcome) => give_up(shared, outcome, now),
                 None => Stage::Starting(self),
             },
         }
@@ -145,12 +166,10 @@ impl Proving {
                 if !self.unproven.is_empty() {
                     return Stage::Proving(self);
                 }
-                shared.act(Action::Persist(Mark::Flipped));
-                shared.act(Action::Flip);
-                Stage::Flipping(Flipping { deadline: now + shared.options.answer_timeout })
+                Flipping::begin(shared, now)
             }
             other => match before_flip(shared, now, self.deadline, &other, "is not ready") {
-                Some(outcome) => abandon(shared, outcome),
+                Some(outcome) => give_up(shared, outcome, now),
                 None => Stage::Proving(self),
             },
         }
@@ -160,16 +179,42 @@ impl Proving {
 /// The flip is being carried out: from here on clients may have reached green.
 #[derive(Debug)]
 pub(super) struct Flipping {
+    /// Only for a share of the new connections, which is watched before anything else happens.
+    canary: bool,
     deadline: Instant,
 }
 
 impl Flipping {
+    fn begin(shared: &mut Shared, now: Instant) -> Stage {
+        shared.act(Action::Persist(Mark::Flipped));
+        shared.flipped = shared.at + 1;
+        match shared.options.canary.filter(|_| !shared.live_blue().is_empty()) {
+            Some(canary) => Self::act(shared, now, canary.permille, true),
+            None => Self::wholly(shared, now),
+        }
+    }
+
+    /// All that this step can give to green.
+    pub fn wholly(shared: &mut Shared, now: Instant) -> Stage {
+        let permille = share_of_green(shared);
+        Self::act(shared, now, permille, false)
+    }
+
+    fn act(shared: &mut Shared, now: Instant, permille: u16, canary: bool) -> Stage {
+        shared.act(Action::Flip { batch: shared.batch().clone(), permille });
+        let deadline = now + shared.options.answer_timeout;
+        Stage::Flipping(Flipping { canary, deadline })
+    }
+
     fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
         match event {
+            Event::Flipped if self.canary => return Watching::begin(shared, now),
             Event::Flipped => return Settling::begin(shared, now),
-            Event::NotFlipped { message } => {
+            // Of a later step, or after a canary, green serves already.
+            Event::NotFlipped { message } if shared.at == 0 && self.is_first(shared) => {
                 return abandon(shared, Outcome::FailedBeforeFlip(message));
             }
+            Event::NotFlipped { message } => return fail(shared, message, now),
             _ => {}
         }
         match after_flip(shared, &event) {
@@ -180,6 +225,24 @@ impl Flipping {
             None => Stage::Flipping(self),
         }
     }
+
+    fn is_first(&self, shared: &Shared) -> bool {
+        self.canary || shared.options.canary.is_none()
+    }
+}
+
+/// Of 1,000 new connections, in proportion to the workers that have been replaced.
+fn share_of_green(shared: &Shared) -> u16 {
+    let batch = shared.batch();
+    if batch.is_last {
+        return 1_000;
+    }
+    let replaced = u64::from(batch.green.end);
+    let places = &shared.blue;
+    let left =
+        places.values().filter(|member| member.alive && member.index >= batch.blue.end).count()
+            as u64;
+    u16::try_from(1_000 * replaced / (replaced + left).max(1)).unwrap_or(1_000)
 }
 
 /// Blue goes on accepting for a round trip; meanwhile the channels are opened.
@@ -193,19 +256,13 @@ pub(super) struct Settling {
 
 impl Settling {
     pub fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        shared.act(Action::ShareListeners);
-        if shared.live_blue().is_empty() {
-            return Probation::begin(shared, now);
+        shared.act(Action::ShareListeners(shared.batch().clone()));
+        if shared.batch_blue().is_empty() {
+            return end_step(shared, now);
         }
         let mut channels = BTreeSet::new();
         if shared.options.migrate {
-            shared.plan = plan::channels(&shared.live_blue(), &shared.live_green());
-            for channel in &shared.plan {
-                channels.insert((channel.blue, channel.channel));
-                channels.insert((channel.green, channel.channel));
-            }
-            shared.channels_opened = true;
-            shared.act(Action::OpenChannels(shared.plan.clone()));
+            channels = shared.open_channels(&shared.batch_blue(), &shared.batch_green());
         }
         let settled = now + shared.options.settle;
         let deadline = settled.max(now + shared.options.answer_timeout);
@@ -264,13 +321,15 @@ pub(super) struct HandingOff {
 
 impl HandingOff {
     pub fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        let blue = shared.live_blue();
+        let blue = shared.batch_blue();
         if !shared.options.migrate || blue.is_empty() {
-            return Probation::begin(shared, now);
+            return end_step(shared, now);
         }
-        shared.handoff_begun = true;
         let reload = shared.id;
         for &worker in &blue {
+            if let Some(member) = shared.blue.get_mut(&worker) {
+                member.hands_off = true;
+            }
             shared.send(worker, ToWorker::Handoff { reload });
         }
         shared.act(Action::HandoffBegun);
@@ -310,7 +369,7 @@ impl HandingOff {
             return fail(shared, why, now);
         }
         if self.not_empty.is_empty() {
-            return Probation::begin(shared, now);
+            return end_step(shared, now);
         }
         if !is_due(&event, now, self.deadline) {
             return Stage::HandingOff(self);
@@ -318,8 +377,8 @@ impl HandingOff {
         if self.not_empty.is_disjoint(&self.heard) {
             // They hang. Going back to them would help nobody; what they hold drains, or dies with
             // them, and green accepts from their listeners.
-            shared.facts.silent_blue = self.not_empty;
-            return Probation::begin(shared, now);
+            shared.facts.silent_blue.extend(self.not_empty);
+            return end_step(shared, now);
         }
         let why = format!(
             "the handoff took longer than {} ms; raise reload.handoff_timeout_ms if that is too \
@@ -330,97 +389,66 @@ impl HandingOff {
     }
 }
 
-/// Green has everything; blue stands by.
+/// The places of this step have been replaced.
+fn end_step(shared: &mut Shared, now: Instant) -> Stage {
+    if shared.at + 1 == shared.batches.len() {
+        return Probation::begin(shared, now);
+    }
+    let pause = shared.options.rolling.map_or(Duration::ZERO, |rolling| rolling.pause);
+    if pause.is_zero() {
+        return Pausing::end(shared, now);
+    }
+    Stage::Pausing(Pausing { until: now + pause })
+}
+
+/// Between two steps of a rolling reload.
 #[derive(Debug)]
-pub(super) struct Probation {
+pub(super) struct Pausing {
     until: Instant,
 }
 
-impl Probation {
-    fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        if shared.options.probation.is_zero() || shared.live_blue().is_empty() {
-            return Deciding::begin(shared, now);
-        }
-        Stage::Probation(Probation { until: now + shared.options.probation })
+impl Pausing {
+    fn end(shared: &mut Shared, now: Instant) -> Stage {
+        shared.at += 1;
+        Starting::begin(shared, now)
     }
 
     fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
         if let Some(why) = after_flip(shared, &event) {
             return fail(shared, why, now);
         }
-        if shared.live_blue().is_empty() || is_due(&event, now, self.until) {
-            return Deciding::begin(shared, now);
+        // Whoever stops the service does not want to wait for pauses.
+        if matches!(event, Event::Stop) {
+            shared.options.rolling =
+                shared.options.rolling.map(|of| Rolling { pause: Duration::ZERO, ..of });
+            return Pausing::end(shared, now);
         }
-        Stage::Probation(self)
-    }
-}
-
-/// The decision is being written down.
-#[derive(Debug)]
-pub(super) struct Deciding {
-    deadline: Instant,
-}
-
-impl Deciding {
-    fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        shared.act(Action::Persist(Mark::Committed));
-        Stage::Deciding(Deciding { deadline: now + shared.options.answer_timeout })
-    }
-
-    fn handle(self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        if let Event::Persisted(Mark::Committed) = event {
-            return Committing::begin(shared, now);
+        if is_due(&event, now, self.until) {
+            return Pausing::end(shared, now);
         }
-        match after_flip(shared, &event) {
-            Some(why) => fail(shared, why, now),
-            None if is_due(&event, now, self.deadline) => {
-                fail(shared, "the commit cannot be written down in time".to_owned(), now)
-            }
-            None => Stage::Deciding(self),
-        }
-    }
-}
-
-/// Blue no longer takes anything back.
-#[derive(Debug)]
-pub(super) struct Committing {
-    waiting: BTreeSet<WorkerId>,
-    deadline: Instant,
-}
-
-impl Committing {
-    pub fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        let (reload, drain_ms) = (shared.id, Some(shared.options.drain_ms()));
-        let (blue, green) = (shared.live_blue(), shared.live_green());
-        if shared.blue.is_empty() {
-            return finish(shared, Outcome::Committed);
-        }
-        for &worker in &blue {
-            shared.send(worker, ToWorker::Commit { reload, drain_ms });
-        }
-        for &worker in &green {
-            shared.send(worker, ToWorker::Commit { reload, drain_ms: None });
-        }
-        let mut waiting: BTreeSet<_> = blue.into_iter().chain(green).collect();
-        waiting.retain(|worker| !shared.facts.silent_blue.contains(worker));
-        let deadline = now + shared.options.answer_timeout;
-        Committing { waiting, deadline }.settle(shared, now, &Event::Flipped)
-    }
-
-    fn handle(mut self, shared: &mut Shared, now: Instant, event: Event) -> Stage {
-        remove_committed(&mut self.waiting, shared.id, &event);
-        self.settle(shared, now, &event)
-    }
-
-    fn settle(self, shared: &mut Shared, now: Instant, event: &Event) -> Stage {
-        if self.waiting.is_empty() || is_due(event, now, self.deadline) {
-            return finish(shared, Outcome::Committed);
-        }
-        Stage::Committing(self)
+        Stage::Pausing(self)
     }
 }
 
 impl Shared {
+    /// Joins these; returns the ends that are to report.
+    pub fn open_channels(
+        &mut self,
+        blue: &[WorkerId],
+        green: &[WorkerId],
+    ) -> BTreeSet<(WorkerId, u32)> {
+        let first = u32::try_from(self.plan.len()).unwrap_or(u32::MAX);
+        let plan = plan::channels_from(first, blue, green);
+        self.channels_opened = true;
+        self.plan.extend(&plan);
+        let ends = plan
+            .iter()
+            .flat_map(|joined| [(joined.blue, joined.channel), (joined.green, joined.channel)])
+            .collect();
+        self.act(Action::OpenChannels(plan));
+        ends
+    }
+
     /// Whether a failed channel is news: with one end dead its failure is a consequence, and the
     /// death has its own event.
     fn both_ends_live(&self, channel: u32) -> bool {
@@ -433,10 +461,6 @@ impl Shared {
                 .any(|side| side.get(worker).is_some_and(|member| member.alive))
         };
         alive(&ends.blue) && alive(&ends.green)
-    }
-
-    fn add_green(&mut self, worker: WorkerId) {
-        self.green.insert(worker, Member { hello: None, alive: true });
     }
 
     fn greet_green(&mut self, worker: WorkerId, hello: Hello) {
@@ -499,17 +523,17 @@ fn before_flip(
             Some(Outcome::FailedBeforeFlip(format!("new worker {worker} {how}")))
         }
         Event::Exited { worker, .. } => {
-            shared.blue.remove(worker);
-            None
-        }
-        Event::BlueJoined { worker, hello } => {
-            let member = Member { hello: Some(hello.clone()), alive: true };
-            shared.blue.insert(*worker, member);
+            // What it had is lost either way; another one may come in its place.
+            let index = shared.blue.get(worker).map(|member| member.index);
+            if index.is_some_and(|index| shared.may_join(index)) {
+                shared.blue.remove(worker);
+            }
             None
         }
         Event::Failed { message } => Some(Outcome::FailedBeforeFlip(message.clone())),
-        Event::Supersede => Some(Outcome::Superseded),
-        Event::Stop => Some(Outcome::Stopped),
+        Event::RollBack => Some(Outcome::FailedBeforeFlip(ROLLBACK_WANTED.to_owned())),
+        Event::Supersede if shared.flipped == 0 => Some(Outcome::Superseded),
+        Event::Stop if shared.flipped == 0 => Some(Outcome::Stopped),
         _ if is_due(event, now, deadline) => Some(Outcome::FailedBeforeFlip(format!(
             "a new worker {late} after {} ms (reload.ready_timeout_ms)",
             shared.options.ready_timeout.as_millis()
@@ -519,24 +543,36 @@ fn before_flip(
 }
 
 /// What undoes a reload after the flip.
-fn after_flip(shared: &Shared, event: &Event) -> Option<String> {
+pub(super) fn after_flip(shared: &Shared, event: &Event) -> Option<String> {
     match event {
         Event::Exited { worker, how } if shared.is_green(*worker) => {
             Some(format!("new worker {worker} {how}"))
         }
         Event::Failed { message } => Some(message.clone()),
+        Event::RollBack => Some(ROLLBACK_WANTED.to_owned()),
         _ => None,
     }
 }
 
+/// Why a reload is undone that nothing was wrong with.
+const ROLLBACK_WANTED: &str = "a rollback was asked for";
+
 /// After the flip: back to blue, if there is anybody to go back to.
-fn fail(shared: &mut Shared, why: String, now: Instant) -> Stage {
+pub(super) fn fail(shared: &mut Shared, why: String, now: Instant) -> Stage {
     if shared.live_blue().is_empty() && !shared.live_green().is_empty() {
         // Every connection that is left lives in green, and blue is gone.
         shared.facts.warnings.push(why);
         return Deciding::begin(shared, now);
     }
     RollingBack::begin(shared, why, now)
+}
+
+/// Before the flip of a step: nothing has happened, unless an earlier step has flipped.
+fn give_up(shared: &mut Shared, outcome: Outcome, now: Instant) -> Stage {
+    match outcome {
+        Outcome::FailedBeforeFlip(why) if shared.flipped > 0 => fail(shared, why, now),
+        outcome => abandon(shared, outcome),
+    }
 }
 
 fn abandon(shared: &mut Shared, outcome: Outcome) -> Stage {

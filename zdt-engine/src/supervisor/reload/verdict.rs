@@ -178,6 +178,8 @@ pub struct Verdict {
     pub reclaimed_offers: u64,
     /// Why connections stay, by reason code.
     pub drain_reasons: BTreeMap<String, u64>,
+    /// This was a reload to the build that served before.
+    pub rollback: bool,
     /// Whether connections could have been handed back.
     pub rollback_possible: bool,
     /// `ebpf` or `plain`.
@@ -195,6 +197,12 @@ pub(in crate::supervisor) struct Circumstances<'a> {
 }
 
 impl Verdict {
+    /// True if what served before serves again: a reload was undone, or one to the earlier build has
+    /// succeeded.
+    pub fn rolled_back(&self) -> bool {
+        if self.rollback { self.reload_successful } else { self.outcome != "committed" }
+    }
+
     /// Fills in everything that follows from the facts.
     pub(in crate::supervisor) fn new(given: &Circumstances<'_>) -> Verdict {
         let Circumstances { outcome, facts, tallies, blue, migrate } = given;

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -305,6 +307,39 @@ fn spawn(dir: &Path, options: &Options) -> Child {
         .stderr(log)
         .spawn()
         .expect("start the supervisor")
+}
+
+/// Requests on connections of their own, one after the other, until it is ended; none may fail.
+pub struct Storm {
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<u64>>,
+}
+
+impl Storm {
+    /// Two clients.
+    pub fn begin(address: SocketAddr) -> Storm {
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = |number: u64| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    ask(client::connect(address), &format!("{number}-{count}"));
+                    count += 1;
+                }
+                count
+            })
+        };
+        let threads = (0..2).map(client).collect();
+        Storm { stop, threads }
+    }
+
+    /// Ends it; how many requests there were.
+    #[track_caller]
+    pub fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().expect("no request failed")).sum()
+    }
 }
 
 /// Clients that count along with their session; no number may be skipped, repeated or lost.

@@ -5,6 +5,8 @@ mod crashes;
 pub mod engine;
 mod privileges;
 mod reloads;
+mod rollbacks;
+mod rolling;
 mod stops;
 mod succession;
 mod supervision;

@@ -1,5 +1,7 @@
 //! The reload machine against scripted and random worlds.
 
+mod strategies;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,26 @@ fn options() -> Options {
         drain: Duration::from_secs(30),
         migrate: true,
         allow_no_rollback: false,
+        rolling: None,
+        canary: None,
     }
+}
+
+fn rolling(batch: u32, pause_ms: u64) -> Options {
+    let pause = Duration::from_millis(pause_ms);
+    Options { rolling: Some(Rolling { batch, pause }), ..options() }
+}
+
+fn canary() -> Options {
+    let canary = CanaryOptions {
+        permille: 50,
+        watch: Duration::from_secs(30),
+        min_requests: 10,
+        more_errors_permille: 10,
+        slower_percent: 100,
+        slower_us: 5_000,
+    };
+    Options { canary: Some(canary), ..options() }
 }
 
 /// Workers that do what they are told, as far as they live, and everything that was ever done.
@@ -44,14 +65,19 @@ struct World {
     answers: VecDeque<Event>,
     done: Vec<Action>,
     green_hello: Hello,
+    /// How many of 1,000 requests the canary fails, and how many it serves between two looks.
+    canary_fails: u64,
+    canary_serves: u64,
+    samples: u64,
 }
 
 impl World {
     fn new(options: Options, blues: u32, greens: u32, green_hello: Hello) -> World {
         let now = Instant::now();
         let blue: Vec<WorkerId> = (1..=blues).collect();
-        let (machine, actions) =
-            Machine::start(7, options, blue.iter().map(|&id| (id, hello(1, 1))), now);
+        let places = Places { blue: blues, green: greens };
+        let members = blue.iter().map(|&id| (id, id - 1, hello(1, 1)));
+        let (machine, actions) = Machine::start(7, options, places, members, now);
         let mut world = World {
             machine,
             now,
@@ -61,6 +87,9 @@ impl World {
             answers: VecDeque::new(),
             done: Vec::new(),
             green_hello,
+            canary_fails: 0,
+            canary_serves: 100,
+            samples: 0,
         };
         world.carry_out(actions);
         world
@@ -82,16 +111,25 @@ impl World {
             self.done.push(action.clone());
             match action {
                 Action::Persist(mark) => self.answers.push_back(Event::Persisted(mark)),
-                Action::Spawn => {
-                    self.answers.push_back(Event::Spawned { green: self.green.clone() });
-                    for &worker in &self.green {
+                Action::Spawn(batch) => {
+                    let green: Vec<WorkerId> = batch.green.map(|index| 101 + index).collect();
+                    self.answers.push_back(Event::Spawned { green: green.clone() });
+                    for worker in green {
                         let hello = self.green_hello.clone();
                         self.answers.push_back(Event::Greeted { worker, hello });
                     }
                 }
                 Action::Listen(worker) => self.answers.push_back(Event::Armed { worker }),
                 Action::Prove(worker) => self.answers.push_back(Event::Proven { worker }),
-                Action::Flip => self.answers.push_back(Event::Flipped),
+                Action::Flip { .. } => self.answers.push_back(Event::Flipped),
+                Action::Sample => {
+                    let mut sample = Sample::default();
+                    let (all, own) = (1_000 * self.samples, self.canary_serves * self.samples);
+                    sample.blue.add(all, 0, &[0, all]);
+                    sample.green.add(own, own * self.canary_fails / 1_000, &[0, own]);
+                    self.samples += 1;
+                    self.answers.push_back(Event::Sampled(sample));
+                }
                 Action::OpenChannels(plan) => {
                     for channel in plan {
                         for worker in [channel.blue, channel.green] {
@@ -116,7 +154,7 @@ impl World {
                     self.dead.insert(worker);
                 }
                 Action::FlipBack
-                | Action::ShareListeners
+                | Action::ShareListeners(_)
                 | Action::HandoffBegun
                 | Action::Finish(_) => {}
             }
@@ -200,6 +238,10 @@ impl World {
     }
 }
 
+fn is_flip(action: &Action) -> bool {
+    matches!(action, Action::Flip { .. })
+}
+
 fn world(blues: u32, greens: u32) -> World {
     World::new(options(), blues, greens, hello(1, 1))
 }
@@ -209,11 +251,11 @@ fn a_reload_runs_in_the_order_of_the_design() {
     let mut world = world(2, 3);
     assert_eq!(world.run(), Outcome::Committed);
     let places = [
-        world.position(|a| *a == Action::Spawn),
+        world.position(|a| matches!(a, Action::Spawn(_))),
         world.position(|a| matches!(a, Action::Listen(_))),
         world.position(|a| matches!(a, Action::Prove(_))),
         world.position(|a| *a == Action::Persist(Mark::Flipped)),
-        world.position(|a| *a == Action::Flip),
+        world.position(is_flip),
         world.position(|a| matches!(a, Action::OpenChannels(plan) if plan.len() == 3)),
         world.position(|a| matches!(a, Action::Send(1, ToWorker::Handoff { .. }))),
         world.position(|a| matches!(a, Action::Send(1, ToWorker::StopAccepting { .. }))),
@@ -251,7 +293,7 @@ fn green_that_dies_before_the_flip_changes_nothing() {
         world.run_to(stage);
         world.kill(101);
         assert!(matches!(world.run(), Outcome::FailedBeforeFlip(_)), "{stage}");
-        assert_eq!(world.position(|a| *a == Action::Flip), None);
+        assert_eq!(world.position(is_flip), None);
         assert_eq!(world.sent(|worker, _| *worker < 100), 0, "blue heard nothing");
     }
 }
@@ -395,7 +437,7 @@ fn a_restarted_blue_takes_part_if_it_is_in_time() {
     let mut world = world(2, 1);
     world.run_to("proving");
     world.kill(1);
-    world.feed(Event::BlueJoined { worker: 3, hello: hello(1, 1) });
+    world.feed(Event::BlueJoined { worker: 3, index: 0, hello: hello(1, 1) });
     assert_eq!(world.run(), Outcome::Committed);
     assert_eq!(world.sent(|worker, m| *worker == 3 && matches!(m, ToWorker::Handoff { .. })), 1);
     assert_eq!(world.sent(|worker, _| *worker == 1), 0);
@@ -417,7 +459,7 @@ fn a_successor_takes_up_where_it_can() {
         (world.done, world.answers) = (Vec::new(), VecDeque::new());
         world.carry_out(actions);
         assert_eq!(world.run(), outcome, "{at:?}");
-        assert_eq!(world.position(|a| *a == Action::Flip), None, "it has flipped already");
+        assert_eq!(world.position(is_flip), None, "it has flipped already");
     }
 }
 
@@ -431,7 +473,24 @@ enum Step {
     Fail,
     Supersede,
     Stop,
+    RollBack,
+    Join(u32),
     ChannelFailed(usize, u32),
+}
+
+/// Every strategy, with and without migration.
+fn any_options() -> impl Strategy<Value = Options> {
+    let strategy = prop_oneof![
+        2 => Just(options()),
+        2 => (1u32..3, 0u64..2).prop_map(|(batch, seconds)| rolling(batch, 1_000 * seconds)),
+        2 => Just(canary()),
+    ];
+    let probation = prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(1))];
+    (strategy, any::<bool>(), probation).prop_map(|(of, migrate, probation)| Options {
+        migrate,
+        probation,
+        ..of
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -444,6 +503,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Fail),
         1 => Just(Step::Supersede),
         1 => Just(Step::Stop),
+        1 => Just(Step::RollBack),
+        1 => (0u32..4).prop_map(Step::Join),
         1 => (0usize..6, 0u32..3).prop_map(|(worker, channel)| Step::ChannelFailed(worker, channel)),
     ]
 }
@@ -455,13 +516,12 @@ proptest! {
     fn whatever_happens_there_is_one_verdict_and_it_is_true(
         blues in 0u32..4,
         greens in 1u32..4,
-        migrate in any::<bool>(),
-        probation_ms in prop_oneof![Just(0u64), Just(1_000)],
-        steps in prop::collection::vec(step(), 0..120),
+        options in any_options(),
+        canary_fails in prop_oneof![3 => Just(0u64), 1 => Just(500)],
+        steps in prop::collection::vec(step(), 0..160),
     ) {
-        let probation = Duration::from_millis(probation_ms);
-        let mut world =
-            World::new(Options { migrate, probation, ..options() }, blues, greens, hello(1, 1));
+        let mut world = World::new(options, blues, greens, hello(1, 1));
+        world.canary_fails = canary_fails;
         for step in steps {
             if world.finished() {
                 break;
@@ -493,6 +553,14 @@ proptest! {
                 Step::Fail => world.feed(Event::Failed { message: "failed".into() }),
                 Step::Supersede => world.feed(Event::Supersede),
                 Step::Stop => world.feed(Event::Stop),
+                Step::RollBack => world.feed(Event::RollBack),
+                Step::Join(index) => {
+                    if world.machine.may_join(index) {
+                        let worker = 50 + index;
+                        world.blue.push(worker);
+                        world.feed(Event::BlueJoined { worker, index, hello: hello(1, 1) });
+                    }
+                }
                 Step::ChannelFailed(at, channel) => {
                     if let Some(&worker) = everybody.get(at) {
                         let reason = "failed".to_owned();
@@ -506,7 +574,7 @@ proptest! {
         let at = |wanted: &Action| world.position(|action| action == wanted);
         let ends = world.done.iter().filter(|a| matches!(a, Action::Finish(_))).count();
         prop_assert_eq!(ends, 1);
-        let flip = at(&Action::Flip);
+        let flip = world.position(is_flip);
         let back = at(&Action::FlipBack);
         let decided = at(&Action::Persist(Mark::Committed));
         let to_blue = |message: &ToWorker| {
@@ -533,10 +601,31 @@ proptest! {
                 prop_assert!(served || decided.is_some());
             }
         }
-        // Green was proven, all of it, before the flip.
-        if let Some(flip) = flip {
-            let proven = world.done[..flip].iter().filter(|a| matches!(a, Action::Prove(_))).count();
-            prop_assert_eq!(proven, greens as usize);
+        // Green was proven, all of it, before the flip; so was every step of a rolling reload.
+        for (at, action) in world.done.iter().enumerate() {
+            if let Action::Flip { batch, permille } = action {
+                let before = &world.done[..at];
+                let proven = before.iter().filter(|a| matches!(a, Action::Prove(_))).count();
+                prop_assert_eq!(proven, batch.green.end as usize);
+                prop_assert!((1..=1_000).contains(permille));
+            }
         }
+        // Whoever was told to stop accepting was told to hand off before, and had somebody to do it to.
+        for (at, action) in world.done.iter().enumerate() {
+            if let Action::Send(worker, ToWorker::StopAccepting { .. }) = action {
+                let joined = world.done[..at].iter().any(|a| {
+                    matches!(a, Action::OpenChannels(plan)
+                        if plan.iter().any(|ends| [ends.blue, ends.green].contains(worker)))
+                });
+                prop_assert!(joined || world.dead.len() >= greens.min(blues) as usize, "{worker}");
+            }
+        }
+        // No two channels of a reload have the same number.
+        let numbers: Vec<u32> = world.done.iter().filter_map(|action| match action {
+            Action::OpenChannels(plan) => Some(plan.iter().map(|ends| ends.channel)),
+            _ => None,
+        }).flatten().collect();
+        let distinct: BTreeSet<u32> = numbers.iter().copied().collect();
+        prop_assert_eq!(distinct.len(), numbers.len());
     }
 }
