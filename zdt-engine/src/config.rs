@@ -59,6 +59,24 @@ pub struct Confinement {
     pub seccomp_allow: Vec<String>,
     /// What the filter stops is logged in this form.
     pub log_format: LogFormat,
+    /// What one worker may use.
+    pub limits: WorkerLimits,
+    /// The limit on CPU time is the worker's own to keep.
+    pub paces_itself: bool,
+    /// Each worker is tied to one CPU.
+    pub pin_cpus: bool,
+}
+
+/// See [`Settings::worker_limits`]. 0 is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerLimits {
+    /// Memory of one worker.
+    pub memory_bytes: u64,
+    /// CPU time of one worker, in percent of one CPU.
+    pub cpu_percent: u32,
+    /// Open descriptors of one worker.
+    pub open_files: u64,
 }
 
 /// What happens to a system call of a worker that its filter does not allow.
@@ -72,6 +90,17 @@ pub enum SeccompMode {
     Log,
     /// There is no filter.
     Off,
+}
+
+impl SeccompMode {
+    /// The name in configurations and statuses.
+    pub fn name(self) -> &'static str {
+        match self {
+            SeccompMode::Enforce => "enforce",
+            SeccompMode::Log => "log",
+            SeccompMode::Off => "off",
+        }
+    }
 }
 
 /// See [`WorkerConfig::limits`].

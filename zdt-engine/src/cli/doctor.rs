@@ -71,6 +71,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
         open_files(sys::process::raise_open_files()),
         worker_user(args),
         seccomp(sys::seccomp::is_supported()),
+        control_groups(sys::cgroup::Delegation::find(&["memory", "cpu"])),
         run_dir(args),
     ];
     let worst = checks.iter().map(|check| check.level).max_by_key(|level| *level as u8);
@@ -237,6 +238,22 @@ fn worker_user(args: &DoctorArgs) -> Check {
     }
 }
 
+fn control_groups(found: Result<sys::cgroup::Delegation, String>) -> Check {
+    let name = "control groups";
+    match found {
+        Ok(delegation) => Check::ok(
+            name,
+            format!("worker_limits by groups below {}", delegation.path().display()),
+        ),
+        Err(why) => Check::warning(
+            name,
+            why,
+            "worker_limits are kept by RLIMIT_DATA and by the workers themselves instead. For control groups: \
+             version 2, and `Delegate=yes` in the systemd unit",
+        ),
+    }
+}
+
 fn seccomp(supported: bool) -> Check {
     let name = "seccomp";
     if supported {
@@ -310,6 +327,7 @@ mod tests {
             bpffs(false),
             seccomp(false),
             seccomp(true),
+            control_groups(Err("none".to_owned())),
         ] {
             assert_eq!(check.level == Level::Ok, check.advice.is_none(), "{check:?}");
         }

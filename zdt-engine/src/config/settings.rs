@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Confinement, HandoffOptions, Limits, ReceiveBuffers, SeccompMode, Secret, StateOptions,
-    WebSocketOptions, WorkerConfig,
+    WebSocketOptions, WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -19,6 +19,11 @@ pub const MAX_WORKERS: u32 = 128;
 /// Settings that have no default.
 pub(super) const OPTIONAL: &[&str] =
     &["run_dir", "executable", "group", "admin_token", "admin_token_file"];
+
+/// A worker without connections, its rings in a handoff, and room for its service.
+const MIN_WORKER_BYTES: u64 = 32 << 20;
+/// What a worker has open without a connection, in a handoff with many channels.
+const MIN_WORKER_FILES: u64 = 256;
 
 /// Shorter tokens can be guessed.
 const MIN_TOKEN_BYTES: usize = 16;
@@ -47,6 +52,8 @@ pub struct Settings {
     pub group: Option<String>,
     /// Worker processes of a generation; 0 is the number of CPUs.
     pub workers: u32,
+    /// Tie each worker to one CPU, by turns.
+    pub pin_cpus: bool,
     /// Name of the service.
     pub service: String,
     /// Whether eBPF steers new connections.
@@ -75,6 +82,8 @@ pub struct Settings {
     pub respawn: RespawnOptions,
     /// How workers are watched and started.
     pub supervision: SupervisionOptions,
+    /// What one worker may use.
+    pub worker_limits: WorkerLimits,
     /// Bounds for whatever a client can make a worker hold or wait for.
     pub limits: Limits,
     /// WebSocket options.
@@ -100,6 +109,7 @@ impl Default for Settings {
             user: "nobody".to_owned(),
             group: None,
             workers: 0,
+            pin_cpus: false,
             service: worker.service,
             steering: SteeringMode::default(),
             policy: Policy::default(),
@@ -114,6 +124,7 @@ impl Default for Settings {
             reload: ReloadOptions::default(),
             respawn: RespawnOptions::default(),
             supervision: SupervisionOptions::default(),
+            worker_limits: WorkerLimits::default(),
             limits: worker.limits,
             websocket: worker.websocket,
             handoff: worker.handoff,
@@ -315,6 +326,9 @@ impl Settings {
                 seccomp: self.supervision.seccomp,
                 seccomp_allow: self.supervision.seccomp_allow.clone(),
                 log_format: self.log_format,
+                limits: self.worker_limits.clone(),
+                paces_itself: true,
+                pin_cpus: self.pin_cpus,
             },
         }
     }
@@ -365,6 +379,16 @@ impl Settings {
             return Err(("handoff.window", "must be at least 1".into()));
         }
         let heartbeat_ms = self.supervision.heartbeat_timeout_ms;
+        let limits = &self.worker_limits;
+        if limits.memory_bytes != 0 && limits.memory_bytes < MIN_WORKER_BYTES {
+            let why =
+                format!("must be at least {MIN_WORKER_BYTES}, which a worker starts with, or 0");
+            return Err(("worker_limits.memory_bytes", why));
+        }
+        if limits.open_files != 0 && limits.open_files < MIN_WORKER_FILES {
+            let why = format!("must be at least {MIN_WORKER_FILES}, or 0");
+            return Err(("worker_limits.open_files", why));
+        }
         if heartbeat_ms != 0 && heartbeat_ms < 2_000 {
             let why =
                 "must be at least 2000 (a worker's loop comes round once a second), or 0".into();
@@ -483,6 +507,8 @@ mod tests {
             "supervision.heartbeat_timeout_ms"
         );
         assert_eq!(name(|s| s.supervision.green_nice = 20), "supervision.green_nice");
+        assert_eq!(name(|s| s.worker_limits.memory_bytes = 1), "worker_limits.memory_bytes");
+        assert_eq!(name(|s| s.worker_limits.open_files = 1), "worker_limits.open_files");
     }
 
     #[test]

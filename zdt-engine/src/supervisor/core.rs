@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::confining::Groups;
 use super::generations::{Generation, Phase, Worker, WorkerPhase};
 use super::handle::{AdminToken, Command, Readiness, Totals};
 use super::link::LinkEvent;
@@ -59,6 +60,7 @@ pub(super) struct Core {
     /// What served before the present generation, to go back to.
     pub previous: Option<Build>,
     pub guard: RespawnGuard,
+    pub groups: Groups,
     /// Places to fill, and when.
     pub respawns: Vec<(Instant, u32, u32)>,
     pub proving: Proving,
@@ -136,6 +138,7 @@ impl Core {
             queued: None,
             previous: None,
             guard: RespawnGuard::default(),
+            groups: Groups::default(),
             respawns: Vec::new(),
             proving: Proving::default(),
             status_requests: StatusRequests::default(),

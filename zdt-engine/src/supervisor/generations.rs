@@ -16,6 +16,7 @@ use super::process::{Executable, Process, User};
 use super::watch::Pulse;
 use crate::config::WorkerConfig;
 use crate::control::{Hello, Identity};
+use crate::sys::cgroup::Group;
 
 /// What a generation is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +132,8 @@ pub struct Worker {
     pub kill_at: Option<Instant>,
     /// Why it ends, where that is known better than from its exit status.
     pub why: Option<String>,
+    /// The control group that limits it.
+    pub group: Option<Group>,
     /// By when it has to serve; a reload has its own bound.
     pub ready_by: Option<Instant>,
     /// Whether it comes round.

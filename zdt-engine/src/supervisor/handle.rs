@@ -124,6 +124,8 @@ pub struct Status {
     pub worker_stats: BTreeMap<u32, WorkerStats>,
     /// The public sockets.
     pub socket_stats: SocketStats,
+    /// How the workers of the serving generation are confined.
+    pub confinement: Confined,
     /// Since the supervisor took over.
     pub uptime_seconds: f64,
     /// Resident memory of the supervisor and all workers.
@@ -206,6 +208,25 @@ pub struct SocketStats {
     pub listeners: u32,
     /// The steering program's counters, by address and slot.
     pub counters: serde_json::Value,
+}
+
+/// How workers are confined.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confined {
+    /// What enforces the limit on memory: `cgroup`, `rlimit`, or `none` where there is no limit.
+    pub memory: String,
+    /// The same for CPU time: `cgroup`, `pacing` (the worker itself) or `none`.
+    pub cpu: String,
+    /// The same for descriptors: `rlimit` or `none`.
+    pub open_files: String,
+    /// Why there are no control groups, where a limit would use them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_cgroup_because: Option<String>,
+    /// `enforce`, `log` or `off`.
+    pub seccomp: String,
+    /// Each worker is tied to one CPU.
+    pub pinned_cpus: bool,
 }
 
 /// One generation.

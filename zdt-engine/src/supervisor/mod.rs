@@ -7,6 +7,7 @@
 //! Must not know: client bytes, protocols, services, the insides of a worker.
 
 mod adopt;
+mod confining;
 mod control_socket;
 mod core;
 mod finishing;
@@ -17,6 +18,7 @@ mod link;
 mod listeners;
 mod plan;
 mod previous;
+mod privileges;
 mod process;
 mod proving;
 mod refilling;

@@ -40,6 +40,8 @@ pub enum StartError {
 /// See [`StartError`].
 pub fn run(sources: Sources) -> Result<(), StartError> {
     let loaded = sources.load_shown()?;
+    // Before there are other threads.
+    super::privileges::give_up_others();
     let runtime =
         tokio_uring::Runtime::new(&tokio_uring::builder()).map_err(StartError::IoUring)?;
     runtime.block_on(supervise(loaded, sources))

@@ -213,6 +213,7 @@ impl Core {
                 listeners: u32::try_from(self.listeners.iter().count()).unwrap_or(u32::MAX),
                 counters: self.steer.counters(),
             },
+            confinement: self.confined(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

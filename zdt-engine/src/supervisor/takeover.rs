@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::adopt::{Answer, Predecessor, Survivor};
+use super::confining::group_name;
 use super::core::{Core, Setup};
 use super::generations::{Generation, Phase, Place, Worker, WorkerPhase};
 use super::handle::ReloadRequest;
@@ -23,6 +24,7 @@ use super::watch::Pulse;
 use super::{WorkerId, store};
 use crate::config::{MAX_WORKERS, SteeringMode, Strategy};
 use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
+use crate::sys::cgroup::Delegation;
 
 /// Builds the supervisor from what is left.
 pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, String> {
@@ -278,6 +280,7 @@ impl Core {
             unanswered_listens: 0,
             kill_at: draining.then(|| Instant::now() + drain + Duration::from_secs(5)),
             why: None,
+            group: Delegation::adopt(&group_name(id), pid),
             ready_by: None,
             pulse: Pulse::new(Instant::now()),
             baseline: (figures.moved_out, figures.adopted_in),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::WorkerId;
 use super::core::{Core, EXIT_GRACE};
-use super::generations::{Generation, Phase, Worker, WorkerPhase};
+use super::generations::{Phase, Worker, WorkerPhase};
 use super::link::{Link, LinkEvent};
 use super::listeners::{ListenerId, Role};
 use super::process::Process;
@@ -20,7 +20,6 @@ use crate::control::{
 };
 use crate::state::{FORMAT_READS, FORMAT_WRITES};
 use crate::sys;
-use crate::sys::birth::{self, Birth};
 
 /// What the supervisor says first.
 pub(super) fn own_hello() -> Hello {
@@ -39,17 +38,21 @@ impl Core {
         let Some(of) = self.generations.get(&generation) else {
             return Err(format!("there is no generation {generation}"));
         };
+        let slot = of.bank * self.max_workers + index;
+        let of_reload = of.phase == Phase::Green;
+        let (ours, theirs) = sys::socket::seqpacket_pair()
+            .map_err(|error| format!("cannot make a control socket: {error}"))?;
+        let log_format = self.settings.log_format;
+        let id = self.next_worker;
+        self.next_worker += 1;
+        let (birth, group) = self.birth(generation, index, id);
+        let Some(of) = self.generations.get(&generation) else {
+            return Err(format!("there is no generation {generation}"));
+        };
         let explain = |error: std::io::Error| {
             format!("cannot start a worker from {}: {error}", of.executable.path().display())
         };
-        let slot = of.bank * self.max_workers + index;
-        let of_reload = of.phase == Phase::Green;
-        let (ours, theirs) = sys::socket::seqpacket_pair().map_err(explain)?;
-        let log_format = self.settings.log_format;
-        let birth = self.birth(of);
         let process = Process::start(&of.executable, birth, log_format, theirs).map_err(explain)?;
-        let id = self.next_worker;
-        self.next_worker += 1;
         let link = process
             .pidfd()
             .try_clone()
@@ -72,6 +75,7 @@ impl Core {
             unanswered_listens: 0,
             kill_at: None,
             why: None,
+            group,
             ready_by: (!of_reload).then(|| now + ready_timeout),
             pulse: Pulse::new(now),
             baseline: (0, 0),
@@ -84,30 +88,6 @@ impl Core {
         self.send(id, &ToWorker::Hello(own_hello()));
         self.dirty = true;
         Ok(id)
-    }
-
-    /// What a worker of this generation is born with. A green one starts at a lower priority: while it
-    /// runs up, blue serves every client.
-    fn birth(&self, of: &Generation) -> Birth {
-        let lower = self.settings.supervision.green_nice;
-        let beside_blue = of.phase == Phase::Green && self.current.is_some();
-        let normal = birth::own_nice();
-        // Where priority cannot be given back, it is not taken.
-        let nice = (beside_blue && lower > 0 && birth::may_set_nice(normal))
-            .then(|| normal + i32::from(lower));
-        Birth { user: of.user, nice }
-    }
-
-    /// Gives workers the priority of the supervisor: those that started with less, from now on, have
-    /// clients to serve.
-    pub fn restore_priority(&self, workers: impl IntoIterator<Item = WorkerId>) {
-        let normal = birth::own_nice();
-        for (id, worker) in workers.into_iter().filter_map(|id| Some((id, self.workers.get(&id)?)))
-        {
-            if let Err(error) = birth::set_nice(worker.process.pid(), normal) {
-                tracing::warn!(worker = id, %error, "cannot restore its CPU priority");
-            }
-        }
     }
 
     pub fn on_link(&mut self, worker: WorkerId, event: LinkEvent) {
@@ -200,9 +180,13 @@ impl Core {
         };
         let Some(of) = self.generations.get(&generation) else { return };
         let is_green = of.phase == Phase::Green;
+        let mut config = of.config.clone();
+        // Where the kernel does it, the worker need not.
+        let grouped = self.workers.get(&id).is_some_and(|worker| worker.group.is_some());
+        config.confinement.paces_itself = !grouped;
         let configure = Configure {
             identity,
-            config: of.config.clone(),
+            config,
             has_load_map: self.steer.load_map().is_some(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
@@ -419,6 +403,9 @@ impl Core {
         self.set_ready(slot, false);
         let Some(mut worker) = self.workers.remove(&id) else { return };
         let status = worker.process.reap();
+        if worker.group.as_ref().is_some_and(|group| group.memory_kills() > 0) {
+            worker.why = Some("went over worker_limits.memory_bytes".to_owned());
+        }
         let how = worker.why.take().map_or(status.clone(), |why| format!("{why} ({status})"));
         self.run_dir.remove_worker(id);
         self.proving.forget_worker(id);

@@ -7,6 +7,7 @@
 //! Must not know: which program is executed, why it is confined.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -17,6 +18,14 @@ pub struct Birth {
     pub user: Option<(u32, u32)>,
     /// Nice value (setpriority(2)).
     pub nice: Option<i32>,
+    /// The one CPU to run on.
+    pub cpu: Option<usize>,
+    /// Most open descriptors (RLIMIT_NOFILE).
+    pub open_files: Option<u64>,
+    /// Most private memory (RLIMIT_DATA).
+    pub data_bytes: Option<u64>,
+    /// `cgroup.procs` of the control group to be in.
+    pub group: Option<OwnedFd>,
 }
 
 /// Linux' limit of a capability's number (`CAP_TO_MASK` over two words).
@@ -49,6 +58,28 @@ impl Birth {
     }
 
     fn apply(&self) -> io::Result<()> {
+        if let Some(group) = &self.group {
+            // SAFETY: writes one byte of a literal to a descriptor that `self` owns; 0 is whoever writes.
+            check(
+                unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } as libc::c_int
+            )?;
+        }
+        if let Some(cpu) = self.cpu {
+            // SAFETY: an all-zero set is an empty one; `cpu` is checked to be inside it.
+            check(unsafe {
+                let mut set: libc::cpu_set_t = std::mem::zeroed();
+                if cpu < libc::CPU_SETSIZE as usize {
+                    libc::CPU_SET(cpu, &mut set);
+                }
+                libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+            })?;
+        }
+        if let Some(limit) = self.open_files {
+            set_limit(libc::RLIMIT_NOFILE, limit)?;
+        }
+        if let Some(limit) = self.data_bytes {
+            set_limit(libc::RLIMIT_DATA, limit)?;
+        }
         if let Some(nice) = self.nice {
             // SAFETY: three integers.
             check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
@@ -78,8 +109,12 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sets both the soft and the hard limit.
+/// Sets both the soft and the hard limit; a lower hard one stays.
 fn set_limit(resource: libc::__rlimit_resource_t, limit: u64) -> io::Result<()> {
+    let mut known = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one rlimit, which lives on this stack.
+    check(unsafe { libc::getrlimit(resource, &raw mut known) })?;
+    let limit = limit.min(known.rlim_max);
     let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
     // SAFETY: reads one rlimit, which lives on this stack.
     check(unsafe { libc::setrlimit(resource, &raw const limit) })
@@ -198,6 +233,23 @@ mod tests {
             assert_eq!(status["CapEff"], "0000000000000000");
             assert_eq!(status["Uid"], "0\t0\t0\t0");
         }
+    }
+
+    #[test]
+    fn a_child_has_its_cpu_and_its_limits() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -n; ulimit -d; exec cat /proc/self/status"]);
+        let birth = Birth {
+            cpu: Some(0),
+            open_files: Some(77),
+            data_bytes: Some(64 << 20),
+            ..Birth::default()
+        };
+        birth.of(&mut command);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with("77\n65536\n"), "{text}");
+        assert!(text.contains("Cpus_allowed_list:\t0\n"), "{text}");
     }
 
     #[test]

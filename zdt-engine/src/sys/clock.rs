@@ -7,7 +7,7 @@ use std::io;
 use nix::time::{ClockId, clock_gettime};
 
 fn read_ns(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock).expect("the kernel has CLOCK_MONOTONIC and CLOCK_BOOTTIME");
+    let time = clock_gettime(clock).expect("the kernel has this clock");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
@@ -19,6 +19,11 @@ pub fn monotonic_ns() -> u64 {
 /// Nanoseconds of CLOCK_BOOTTIME: the same for all processes, goes on while suspended.
 pub fn boottime_ns() -> u64 {
     read_ns(ClockId::CLOCK_BOOTTIME)
+}
+
+/// Nanoseconds of CPU time that all threads of this process have used.
+pub fn process_cpu_ns() -> u64 {
+    read_ns(ClockId::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 /// The random id of this boot (random(4)): two readings of [`boottime_ns`] can be compared only if
@@ -49,6 +54,7 @@ mod tests {
     fn clocks_advance() {
         let (monotonic, boottime) = (monotonic_ns(), boottime_ns());
         assert!(monotonic > 0 && boottime >= monotonic, "boottime includes the time suspended");
+        assert!(process_cpu_ns() > 0);
         assert!(monotonic_ns() >= monotonic && boottime_ns() >= boottime);
     }
 

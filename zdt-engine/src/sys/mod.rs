@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod birth;
+pub mod cgroup;
 pub mod clock;
 pub mod kernel;
 pub mod process;

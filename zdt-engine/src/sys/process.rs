@@ -176,6 +176,15 @@ pub fn forbid_dumps() -> io::Result<()> {
     Ok(nix::sys::prctl::set_dumpable(false)?)
 }
 
+/// The CPUs that this process may use.
+///
+/// # Errors
+/// What sched_getaffinity(2) says.
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    let set = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
+}
+
 /// Ties the calling thread to one CPU.
 ///
 /// # Errors

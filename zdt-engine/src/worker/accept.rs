@@ -20,6 +20,9 @@ use super::tokens::Token;
 /// Pause after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A listener whose accepts fail says so this often: it tries ten times a second.
+const WARNING_INTERVAL_MS: u64 = 10_000;
+
 /// How often the accept queues are looked into without a wake-up; the loop's heartbeat.
 const SWEEP_INTERVAL_MS: u64 = 1_000;
 
@@ -31,6 +34,9 @@ pub struct Listener {
     pub armed: bool,
     /// Accept again at this time.
     pub retry_ms: u64,
+    /// Pauses that were not logged, and when the next one is.
+    unsaid_pauses: u32,
+    next_warning_ms: u64,
     /// To be closed once the accept has ended.
     pub retired: bool,
 }
@@ -45,7 +51,15 @@ impl Worker {
     /// Takes listeners over and accepts from them.
     pub(super) fn add_listeners(&mut self, infos: Vec<ListenerInfo>, sockets: Vec<OwnedFd>) {
         for (info, socket) in infos.into_iter().zip(sockets) {
-            let listener = Listener { info, socket, armed: false, retry_ms: 0, retired: false };
+            let listener = Listener {
+                info,
+                socket,
+                armed: false,
+                retry_ms: 0,
+                unsaid_pauses: 0,
+                next_warning_ms: 0,
+                retired: false,
+            };
             let index = self.listeners.insert(listener);
             if self.accepting {
                 self.arm_accept(index);
@@ -148,7 +162,14 @@ impl Worker {
         if result < 0 && ![libc::ECANCELED, libc::ECONNABORTED, libc::EINTR].contains(&-result) {
             // EMFILE, ENFILE, ENOMEM: the connection waits in the queue.
             let error = std::io::Error::from_raw_os_error(-result);
-            tracing::warn!(address = %listener.info.address, "accept: {error}; pausing");
+            if now_ms >= listener.next_warning_ms {
+                let (address, again) = (listener.info.address, listener.unsaid_pauses);
+                tracing::warn!(%address, again, "accept: {error}; pausing");
+                listener.next_warning_ms = now_ms + WARNING_INTERVAL_MS;
+                listener.unsaid_pauses = 0;
+            } else {
+                listener.unsaid_pauses += 1;
+            }
             listener.retry_ms = now_ms + ACCEPT_PAUSE.as_millis() as u64;
         } else {
             self.arm_accept(index);

@@ -19,6 +19,11 @@ impl Worker {
     pub(super) fn run(&mut self) -> std::io::Result<()> {
         while !self.exit {
             fault_point!("worker.turn");
+            if let Some(pace) = &mut self.pace
+                && let Some(pause) = pace.pause(sys::monotonic_ns(), sys::clock::process_cpu_ns())
+            {
+                std::thread::sleep(pause);
+            }
             let timeout = self.next_timeout();
             // Since 6.13 an enter runs no more than 20 pieces of deferred work, or as many as are
             // wanted: ask for the ends of all cancelled operations at once.

@@ -14,6 +14,7 @@
 //! | `outgoing`, `incoming` | the two directions of a handoff |
 //! | `record` | one connection as a state record |
 //! | `inbox` | messages from other threads |
+//! | `pace` | a share of a CPU |
 //!
 //! Must not know: eBPF, other processes beyond its channels.
 
@@ -27,6 +28,7 @@ mod exchange;
 mod inbox;
 mod incoming;
 mod outgoing;
+mod pace;
 mod places;
 mod record;
 mod startup;
@@ -71,6 +73,8 @@ struct Worker {
     buffers: BufferPool,
     date: event_loop::DateCache,
     now_ms: u64,
+    /// The share of a CPU, where this worker keeps to it itself.
+    pace: Option<pace::Pace>,
     next_connection: u64,
     status: WorkerStatus,
     by_address: HashMap<std::net::IpAddr, u32>,

@@ -24,6 +24,7 @@ use super::entry::BufferPool;
 use super::event_loop::DateCache;
 use super::inbox::Inbox;
 use super::incoming::Intake;
+use super::pace::Pace;
 use super::timers::Timers;
 use super::tokens::Token;
 
@@ -95,7 +96,7 @@ pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
 
 /// Gives up the system calls that the loop does not need. The ring has given up its own.
 fn confine(config: &WorkerConfig) -> Result<(), StartupError> {
-    let Confinement { seccomp, seccomp_allow, log_format } = &config.confinement;
+    let Confinement { seccomp, seccomp_allow, log_format, .. } = &config.confinement;
     let mode = match seccomp {
         SeccompMode::Enforce => sys::seccomp::Mode::Enforce,
         SeccompMode::Log => sys::seccomp::Mode::Log,
@@ -195,6 +196,10 @@ impl Worker {
         ring.poll_multishot(inbox.wake(), Token::Inbox.pack());
         let mut date = DateCache::default();
         date.refresh();
+        let confinement = &configure.config.confinement;
+        let share = confinement.limits.cpu_percent;
+        let pace = (share > 0 && confinement.paces_itself)
+            .then(|| Pace::new(share, sys::monotonic_ns(), sys::clock::process_cpu_ns()));
         Ok(Self {
             ring,
             info: WorkerInfo {
@@ -209,6 +214,7 @@ impl Worker {
             buffers: BufferPool::default(),
             date,
             now_ms: sys::monotonic_ns() / 1_000_000,
+            pace,
             next_connection: 0,
             status: Default::default(),
             by_address: HashMap::new(),

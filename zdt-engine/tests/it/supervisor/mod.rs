@@ -3,6 +3,7 @@
 mod configuration;
 mod crashes;
 pub mod engine;
+mod limits;
 mod privileges;
 mod reloads;
 mod rollbacks;

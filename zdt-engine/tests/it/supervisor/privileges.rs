@@ -109,3 +109,23 @@ fn the_filter_can_be_widened_or_switched_off() {
         assert_eq!(status_line(engine.workers(1)[0], "Seccomp"), [filters], "{setting}");
     }
 }
+
+#[test]
+fn the_supervisor_keeps_what_it_needs() {
+    if !have_root("supervisor::privileges::the_supervisor_keeps_what_it_needs") {
+        return;
+    }
+    let engine = Engine::start(Options::default());
+    let bits =
+        |set: &str| u64::from_str_radix(&status_line(engine.pid(), set)[0], 16).expect("mask");
+    const NET_RAW: u64 = 1 << 13;
+    const SYS_MODULE: u64 = 1 << 16;
+    const SYS_BOOT: u64 = 1 << 22;
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(bits(set) & (NET_RAW | SYS_MODULE | SYS_BOOT), 0, "{set}");
+    }
+    const SETUID: u64 = 1 << 7;
+    assert_ne!(bits("CapEff") & SETUID, 0);
+    // And it is enough for what it does.
+    engine.reload_well();
+}
