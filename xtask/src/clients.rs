@@ -12,9 +12,10 @@ use anyhow::Result;
 use crate::process::{output_of, run, target_dir};
 
 /// From PyPI, and what each is for. Versions are fixed so that a test fails for our reasons only.
-const PYTHON_PACKAGES: [(&str, &str); 3] = [
+const PYTHON_PACKAGES: [(&str, &str); 4] = [
     ("h11==0.16.0", "another HTTP/1.1 parser, to compare verdicts with"),
     ("websockets==15.0.1", "a WebSocket client that is not ours, with compression"),
+    ("prometheus_client==0.21.1", "reads the metrics as Prometheus does"),
     ("kosoku==0.1.0", "runs the cases of the Autobahn test suite"),
 ];
 

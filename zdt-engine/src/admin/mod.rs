@@ -4,11 +4,12 @@
 
 mod bounded;
 mod guard;
+mod metrics;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use self::bounded::BoundedListener;
@@ -33,7 +34,10 @@ fn router(handle: Handle) -> Router {
     Router::new()
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
+        .route("/metrics", get(metrics))
         .route("/_zero-downtime/status", get(status))
+        .route("/_zero-downtime/test-migration", post(test_migration))
+        .route("/_zero-downtime/flush-queue", post(flush_queue))
         .with_state(handle)
 }
 
@@ -61,6 +65,37 @@ async fn readiness(State(handle): State<Handle>) -> Response {
 async fn status(State(handle): State<Handle>) -> Response {
     match handle.status().await {
         Some(status) => Json(status).into_response(),
+        None => ending(),
+    }
+}
+
+/// For Prometheus.
+async fn metrics(State(handle): State<Handle>) -> Response {
+    match handle.status().await {
+        Some(status) => {
+            let page = metrics::render(&status, handle.readiness());
+            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], page).into_response()
+        }
+        None => ending(),
+    }
+}
+
+/// Every connection's handoff, tried aside.
+async fn test_migration(State(handle): State<Handle>) -> Response {
+    match handle.test_migration().await {
+        Some(Ok(result)) => Json(result).into_response(),
+        Some(Err(message)) => {
+            let body = Json(serde_json::json!({ "error": message }));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+        None => ending(),
+    }
+}
+
+/// Held requests are answered with an error.
+async fn flush_queue(State(handle): State<Handle>) -> Response {
+    match handle.flush_queue().await {
+        Some(report) => Json(report).into_response(),
         None => ending(),
     }
 }

@@ -5,6 +5,7 @@
 mod client;
 mod config;
 mod doctor;
+mod plan;
 mod reload;
 mod serve;
 mod status;
@@ -37,6 +38,10 @@ enum Command {
     Rollback(RollbackArgs),
     /// Show what runs.
     Status(StatusArgs),
+    /// Say what a reload would do, and which connections it could not move.
+    Plan(PlanArgs),
+    /// Try the handoff of every connection aside, without its client noticing.
+    TestMigration(TestMigrationArgs),
     /// Stop the service; connections drain first.
     Stop(StopArgs),
     /// Check what this machine allows, and say what to do about what it does not.
@@ -168,6 +173,24 @@ struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct TestMigrationArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct StopArgs {
     #[command(flatten)]
     run_dir: RunDirArg,
@@ -212,6 +235,8 @@ pub fn run_with(services: Services) -> ExitCode {
         Command::Reload(args) => report("reload", reload::run(&args)),
         Command::Rollback(args) => report("rollback", reload::roll_back(&args)),
         Command::Status(args) => report("status", status::run(&args)),
+        Command::Plan(args) => report("plan", plan::plan(&args)),
+        Command::TestMigration(args) => report("test-migration", plan::test_migration(&args)),
         Command::Stop(args) => report("stop", stop::run(&args)),
         Command::Doctor(args) => report("doctor", doctor::run(&args)),
         Command::Config(args) => report("config", config::run(args, &services)),

@@ -74,6 +74,9 @@ pub struct Configure {
     pub config: WorkerConfig,
     /// Whether the third descriptor is there.
     pub has_load_map: bool,
+    /// Whether the scoreboard has room for totals.
+    #[serde(default)]
+    pub has_totals: bool,
     /// User and group ids that the supervisor runs as; only they may reattach.
     pub supervisor_uid: u32,
 }
@@ -177,6 +180,12 @@ pub enum ToWorker {
         /// Echoed in the answer.
         request: u64,
     },
+    /// Take every connection's state, restore it aside, save it again, compare; answered by
+    /// [`FromWorker::Rehearsed`].
+    Rehearse {
+        /// Echoed in the answer.
+        request: u64,
+    },
     /// From a new supervisor, after the hello, instead of `Configure`: answered by
     /// [`FromWorker::Adopted`].
     Adopt,
@@ -230,6 +239,13 @@ pub enum FromWorker {
         request: u64,
         /// What was asked.
         status: Box<WorkerStatus>,
+    },
+    /// See [`ToWorker::Rehearse`].
+    Rehearsed {
+        /// Of the request.
+        request: u64,
+        /// What was found.
+        report: Box<RehearsalReport>,
     },
     /// See [`ToWorker::Adopt`]. Descriptors: the listeners in their order, then the scoreboard, then
     /// the load array if there is one.
@@ -313,6 +329,41 @@ pub struct WorkerStatus {
     pub bytes_received: u64,
     /// Bytes sent to clients.
     pub bytes_sent: u64,
+}
+
+/// What a rehearsal has found in one worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RehearsalReport {
+    /// Connections whose state was taken.
+    pub tested: u64,
+    /// Connections that were just being handed off.
+    pub moving: u64,
+    /// Connections that ended before their turn.
+    pub ended: u64,
+    /// Connections that would stay behind, by reason code.
+    pub reasons: BTreeMap<String, u64>,
+    /// Some of them by name.
+    pub unmovable: Vec<Unmovable>,
+    /// Bytes of all records.
+    pub bytes: u64,
+    /// Bytes of the largest.
+    pub largest_bytes: u64,
+    /// Time that it took the worker's loop, in slices.
+    pub busy_us: u64,
+}
+
+/// A connection that a handoff would leave behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmovable {
+    /// Its id.
+    pub connection: u64,
+    /// The client.
+    pub peer: SocketAddr,
+    /// What it speaks.
+    pub protocol: String,
+    /// Reason code.
+    pub reason: String,
 }
 
 /// What a worker tells a new supervisor.

@@ -51,12 +51,60 @@ impl SlotFigures {
     }
 }
 
-/// The figures of all slots, in a memfd that the supervisor makes and every worker maps.
+/// What the worker of a slot has counted since its start, on cache lines of its own. Kept here so that the
+/// counts outlive a worker that is killed.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct SlotTotals {
+    /// Connections closed because a limit was reached.
+    pub rejected: AtomicU64,
+    /// HTTP requests.
+    pub requests: AtomicU64,
+    /// WebSocket messages received.
+    pub messages_received: AtomicU64,
+    /// WebSocket messages sent.
+    pub messages_sent: AtomicU64,
+    /// Bytes received from clients.
+    pub bytes_received: AtomicU64,
+    /// Bytes sent to clients.
+    pub bytes_sent: AtomicU64,
+    /// For later totals; zero.
+    pub reserved: [AtomicU64; 10],
+}
+
+const _: () = assert!(size_of::<SlotTotals>() == 128);
+
+impl SlotTotals {
+    /// Sets everything to zero, for a new worker in the slot.
+    pub fn clear(&self) {
+        let Self {
+            rejected,
+            requests,
+            messages_received,
+            messages_sent,
+            bytes_received,
+            bytes_sent,
+            reserved,
+        } = self;
+        let named =
+            [rejected, requests, messages_received, messages_sent, bytes_received, bytes_sent];
+        for total in named.into_iter().chain(reserved) {
+            total.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The figures of all slots, in a memfd that the supervisor makes and every worker maps. The totals of all
+/// slots may follow them; who does not know of those maps them as slots that it has no use for.
 #[derive(Debug)]
 pub struct Scoreboard {
     memory: SharedMemory,
     slots: usize,
+    has_totals: bool,
 }
+
+/// Slots come in this number, so that both parts begin at a page.
+const SLOTS_A_PAGE: usize = 4096 / size_of::<SlotFigures>();
 
 impl Scoreboard {
     /// Makes the memory for `slots` slots (at least one).
@@ -65,6 +113,32 @@ impl Scoreboard {
     /// When out of memory or descriptors.
     pub fn create(slots: usize) -> io::Result<OwnedFd> {
         SharedMemory::create("zdt-scoreboard", Self::bytes(slots))
+    }
+
+    /// Makes the memory for at least `slots` slots with totals.
+    ///
+    /// # Errors
+    /// When out of memory or descriptors.
+    pub fn create_with_totals(slots: usize) -> io::Result<OwnedFd> {
+        let slots = slots.max(1).next_multiple_of(SLOTS_A_PAGE);
+        SharedMemory::create("zdt-scoreboard", slots * Self::BYTES_WITH_TOTALS)
+    }
+
+    const BYTES_WITH_TOTALS: usize = size_of::<SlotFigures>() + size_of::<SlotTotals>();
+
+    /// Maps what [`Scoreboard::create_with_totals`] has made.
+    ///
+    /// # Errors
+    /// If it is not sealed, or of a size that it never has.
+    pub fn map_with_totals(file: BorrowedFd<'_>) -> Result<Self, MapError> {
+        let bytes = nix::sys::stat::fstat(file)?.st_size as u64;
+        let unit = (SLOTS_A_PAGE * Self::BYTES_WITH_TOTALS) as u64;
+        if bytes == 0 || bytes > 16 << 20 || !bytes.is_multiple_of(unit) {
+            return Err(MapError::WrongSize { expected: unit, actual: bytes });
+        }
+        let memory = SharedMemory::map(file, bytes as usize)?;
+        let slots = bytes as usize / Self::BYTES_WITH_TOTALS;
+        Ok(Self { memory, slots, has_totals: true })
     }
 
     fn bytes(slots: usize) -> usize {
@@ -77,7 +151,7 @@ impl Scoreboard {
     /// If it is not sealed, or not of the size for `slots`.
     pub fn map(file: BorrowedFd<'_>, slots: usize) -> Result<Self, MapError> {
         let memory = SharedMemory::map(file, Self::bytes(slots))?;
-        Ok(Self { memory, slots })
+        Ok(Self { memory, slots, has_totals: false })
     }
 
     /// Maps it with as many slots as it has (a worker does not know how many the supervisor made).
@@ -107,6 +181,18 @@ impl Scoreboard {
         // fields are atomics, which may change behind a shared reference, and every bit pattern is
         // a valid one.
         Some(unsafe { self.memory.at::<SlotFigures>(offset, 1).as_ref() })
+    }
+
+    /// The totals of one slot, if there is such a slot and it has any.
+    pub fn totals(&self, slot: usize) -> Option<&SlotTotals> {
+        if slot >= self.slots || !self.has_totals {
+            return None;
+        }
+        let offset = self.slots * size_of::<SlotFigures>() + slot * size_of::<SlotTotals>();
+        // SAFETY: `at` has checked bounds and alignment; the mapping lives as long as `self`; all
+        // fields are atomics, which may change behind a shared reference, and every bit pattern is
+        // a valid one.
+        Some(unsafe { self.memory.at::<SlotTotals>(offset, 1).as_ref() })
     }
 }
 
@@ -183,6 +269,29 @@ mod tests {
         assert!(Scoreboard::map(file.as_fd(), 1000).is_err());
         let other = SharedMemory::create("test", 100).unwrap();
         assert!(Scoreboard::map_all(other.as_fd()).is_err());
+    }
+
+    #[test]
+    fn totals_lie_behind_the_figures() {
+        let file = Scoreboard::create_with_totals(100).unwrap();
+        let worker = Scoreboard::map_with_totals(file.as_fd()).unwrap();
+        let supervisor = Scoreboard::map_with_totals(file.as_fd()).unwrap();
+        assert_eq!(worker.slots(), 128);
+        for slot in 0..128 {
+            worker.slot(slot).unwrap().accepted.store(1, Ordering::Relaxed);
+            worker.totals(slot).unwrap().requests.store(slot as u64, Ordering::Relaxed);
+        }
+        assert_eq!(supervisor.totals(127).unwrap().requests.load(Ordering::Relaxed), 127);
+        supervisor.totals(127).unwrap().clear();
+        assert_eq!(worker.totals(127).unwrap().requests.load(Ordering::Relaxed), 0);
+        assert_eq!(worker.totals(126).unwrap().requests.load(Ordering::Relaxed), 126);
+        assert!(worker.totals(128).is_none());
+        // A build without totals finds its figures at the same place.
+        let older = Scoreboard::map_all(file.as_fd()).unwrap();
+        assert_eq!(older.slot(127).unwrap().accepted.load(Ordering::Relaxed), 1);
+        assert!(older.totals(0).is_none());
+        let without = Scoreboard::create(1).unwrap();
+        assert!(Scoreboard::map_with_totals(without.as_fd()).is_err());
     }
 
     #[test]

@@ -87,6 +87,22 @@ async fn serve_request(
             let reply = handle.status().await.map_or_else(ending, Reply::Status);
             write(writer, &reply).await
         }
+        Request::TestMigration => {
+            let reply = match handle.test_migration().await {
+                Some(Ok(result)) => Reply::TestMigration(Box::new(result)),
+                Some(Err(message)) => Reply::Error { message },
+                None => ending(),
+            };
+            write(writer, &reply).await
+        }
+        Request::Plan => {
+            let reply = handle.plan().await.map_or_else(ending, Reply::Plan);
+            write(writer, &reply).await
+        }
+        Request::FlushQueue => {
+            let reply = handle.flush_queue().await.map_or_else(ending, Reply::Flushed);
+            write(writer, &reply).await
+        }
         Request::Config => {
             let reply = handle.config().await.map_or_else(ending, Reply::Config);
             write(writer, &reply).await

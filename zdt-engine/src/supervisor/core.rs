@@ -12,11 +12,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::confining::Groups;
 use super::generations::{Generation, Phase, Worker, WorkerPhase};
-use super::handle::{AdminToken, Command, Readiness, Totals};
+use super::handle::{AdminToken, Command, Counters, FlushReport, Readiness, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
 use super::previous::Build;
 use super::proving::Proving;
+use super::rehearsals::Rehearsals;
 use super::reload::Verdict;
 use super::reloading::{ActiveReload, QueuedReload, Wanted};
 use super::respawn::RespawnGuard;
@@ -65,8 +66,11 @@ pub(super) struct Core {
     pub respawns: Vec<(Instant, u32, u32)>,
     pub proving: Proving,
     pub status_requests: StatusRequests,
+    pub rehearsals: Rehearsals,
     pub stopping: Option<Stopping>,
     pub totals: Totals,
+    /// What workers that are gone have counted.
+    pub retired: Counters,
     pub last_verdict: Option<Verdict>,
     pub started: Instant,
     pub readiness: watch::Sender<Readiness>,
@@ -142,8 +146,10 @@ impl Core {
             respawns: Vec::new(),
             proving: Proving::default(),
             status_requests: StatusRequests::default(),
+            rehearsals: Rehearsals::default(),
             stopping: None,
             totals: Totals::default(),
+            retired: Counters::default(),
             last_verdict: None,
             started: Instant::now(),
             readiness,
@@ -191,6 +197,14 @@ impl Core {
             }
             Command::Rollback { replies } => self.request_rollback(replies),
             Command::Status { reply } => self.begin_status(reply),
+            Command::TestMigration { reply } => self.begin_rehearsal(reply),
+            Command::Plan { reply } => {
+                let _ = reply.send(Box::new(self.preview()));
+            }
+            Command::FlushQueue { reply } => {
+                // The gateway's queue, once there is one.
+                let _ = reply.send(FlushReport::default());
+            }
             Command::Config { reply } => {
                 let _ = reply.send(self.shown.clone());
             }
@@ -226,6 +240,7 @@ impl Core {
         self.kill_on_time(now);
         self.forget_on_time(now);
         self.status_on_time(now);
+        self.rehearse_on_time(now);
         self.stop_on_time(now);
     }
 
@@ -239,6 +254,7 @@ impl Core {
             self.watch_deadline(),
             self.listeners.next_expiry(),
             self.status_requests.deadline(),
+            self.rehearsals.deadline(),
             self.stopping.as_ref().and_then(Stopping::deadline),
         ]
         .into_iter()
@@ -389,6 +405,8 @@ impl Core {
                 })
                 .collect(),
             reload: self.reload.as_ref().map(|reload| reload.durable()),
+            counters: self.retired,
+            totals: self.totals,
         }
     }
 

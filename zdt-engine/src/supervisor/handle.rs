@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reload::Verdict;
-use crate::config::{Secret, ShownSetting, Strategy};
-use crate::control::WorkerStatus;
+use crate::config::{Change, Secret, ShownSetting, Strategy};
+use crate::control::{Unmovable, WorkerStatus};
 
 /// Longest line on the control socket.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
@@ -29,6 +29,12 @@ pub enum Request {
     Status,
     /// Answered by `config`.
     Config,
+    /// Try the handoff of every connection aside; answered by `test_migration`.
+    TestMigration,
+    /// Say what a reload would do; answered by `plan`.
+    Plan,
+    /// Drop the requests that are held; answered by `flushed`.
+    FlushQueue,
     /// Answered by `stopping`; the connection ends when the supervisor does.
     Stop {
         /// Without draining.
@@ -72,6 +78,12 @@ pub enum Reply {
     Status(Box<Status>),
     /// The settings that are in force, and where they came from.
     Config(Vec<ShownSetting>),
+    /// What a test of the migration has found.
+    TestMigration(Box<TestMigration>),
+    /// What a reload would do.
+    Plan(Box<Plan>),
+    /// What was dropped.
+    Flushed(FlushReport),
     /// The stop has begun.
     Stopping {
         /// Workers that are to end.
@@ -138,8 +150,10 @@ pub struct Status {
     pub generation: u32,
     /// All that live.
     pub generations: Vec<GenerationStats>,
-    /// Since the supervisor took over.
+    /// Since the service began, over supervisors.
     pub totals: Totals,
+    /// Since the service began, over all workers that it ever had.
+    pub counters: Counters,
     /// Of the last reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_reload: Option<Verdict>,
@@ -248,7 +262,61 @@ pub struct GenerationStats {
     pub drain_ms_left: Option<u64>,
 }
 
-/// Counted since the supervisor took over.
+/// What workers count, all of them together. None of these ever falls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Connections accepted from a listener, the supervisor's own probes included.
+    pub accepted: u64,
+    /// Connections closed because a limit was reached.
+    pub rejected: u64,
+    /// Connections adopted from other workers.
+    pub adopted: u64,
+    /// Connections handed to other workers.
+    pub moved: u64,
+    /// HTTP requests.
+    pub requests: u64,
+    /// WebSocket messages received.
+    pub messages_received: u64,
+    /// WebSocket messages sent.
+    pub messages_sent: u64,
+    /// Bytes received from clients.
+    pub bytes_received: u64,
+    /// Bytes sent to clients.
+    pub bytes_sent: u64,
+}
+
+impl Counters {
+    /// Adds another worker's.
+    pub fn add(&mut self, other: &Counters) {
+        let Counters {
+            accepted,
+            rejected,
+            adopted,
+            moved,
+            requests,
+            messages_received,
+            messages_sent,
+            bytes_received,
+            bytes_sent,
+        } = self;
+        for (sum, part) in [
+            (accepted, other.accepted),
+            (rejected, other.rejected),
+            (adopted, other.adopted),
+            (moved, other.moved),
+            (requests, other.requests),
+            (messages_received, other.messages_received),
+            (messages_sent, other.messages_sent),
+            (bytes_received, other.bytes_received),
+            (bytes_sent, other.bytes_sent),
+        ] {
+            *sum = sum.saturating_add(part);
+        }
+    }
+}
+
+/// Counted since the service began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
@@ -270,6 +338,91 @@ pub struct Totals {
     pub migrated_connections: u64,
 }
 
+/// What a test of the migration has found: the state of every connection was taken, restored aside, saved
+/// again and compared, without its client noticing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TestMigration {
+    /// Every connection could be moved, and every worker has answered.
+    pub test_successful: bool,
+    /// Connections whose state was taken.
+    pub tested_connections: u64,
+    /// Those that a reload could move.
+    pub movable_connections: u64,
+    /// Why the others would drain, by reason code.
+    pub drain_reasons: BTreeMap<String, u64>,
+    /// Which ones: at most 64 of each worker.
+    pub would_drain: Vec<UnmovableConnection>,
+    /// Those that are not named.
+    pub unnamed: u64,
+    /// False if `migrate_connections` is: then all drain, whatever the test says.
+    pub migration_enabled: bool,
+    /// Bytes of all records.
+    pub bytes: u64,
+    /// Bytes of the largest.
+    pub largest_bytes: u64,
+    /// Workers that have answered.
+    pub workers: u32,
+    /// Workers that died or did not answer in time.
+    pub silent_workers: Vec<u32>,
+    /// From the request to the last answer.
+    pub duration_ms: f64,
+    /// The longest that it kept one worker's loop busy, in slices of a millisecond.
+    pub longest_busy_ms: f64,
+}
+
+/// A connection that would drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmovableConnection {
+    /// Its worker.
+    pub worker: u32,
+    /// Which one, and why.
+    #[serde(flatten)]
+    pub connection: Unmovable,
+}
+
+/// What a reload would do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plan {
+    /// Nothing is known that would stop it before it began.
+    pub ready: bool,
+    /// What would.
+    pub problems: Vec<String>,
+    /// The generation that serves.
+    pub generation: u32,
+    /// The one that a reload would start.
+    pub next_generation: u32,
+    /// How.
+    pub strategy: String,
+    /// Whether connections would be handed over.
+    pub migrates: bool,
+    /// Workers that serve.
+    pub workers: u32,
+    /// Workers that would be started.
+    pub next_workers: u32,
+    /// The program that workers would be started from.
+    pub executable: String,
+    /// The program that they run.
+    pub running_executable: String,
+    /// It is another file, or was changed.
+    pub executable_changed: bool,
+    /// Settings that are others than those in force.
+    pub changes: Vec<Change>,
+    /// Those of them that a reload cannot bring about.
+    pub restart_required: Vec<String>,
+}
+
+/// What a flush of the queue of held requests has dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlushReport {
+    /// Requests that were answered with an error instead of being replayed.
+    pub flushed_requests: u64,
+    /// Requests that are still held.
+    pub buffered_requests: u64,
+}
+
 /// A request to the supervisor from within its process.
 #[derive(Debug)]
 pub enum Command {
@@ -289,6 +442,21 @@ pub enum Command {
     Status {
         /// Where it goes.
         reply: oneshot::Sender<Box<Status>>,
+    },
+    /// See [`Request::TestMigration`].
+    TestMigration {
+        /// Where it goes; an error if it cannot be done now.
+        reply: oneshot::Sender<Result<TestMigration, String>>,
+    },
+    /// See [`Request::Plan`].
+    Plan {
+        /// Where it goes.
+        reply: oneshot::Sender<Box<Plan>>,
+    },
+    /// See [`Request::FlushQueue`].
+    FlushQueue {
+        /// Where it goes.
+        reply: oneshot::Sender<FlushReport>,
     },
     /// See [`Request::Config`].
     Config {
@@ -354,6 +522,27 @@ impl Handle {
     pub async fn status(&self) -> Option<Box<Status>> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Status { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Tries the handoff of every connection aside; `None` if the supervisor is ending.
+    pub async fn test_migration(&self) -> Option<Result<TestMigration, String>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::TestMigration { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Asks what a reload would do; `None` if the supervisor is ending.
+    pub async fn plan(&self) -> Option<Box<Plan>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Plan { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Drops the requests that are held; `None` if the supervisor is ending.
+    pub async fn flush_queue(&self) -> Option<FlushReport> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::FlushQueue { reply }).await.ok()?;
         answer.await.ok()
     }
 

@@ -71,6 +71,15 @@ impl Executable {
         Ok(Executable { path: self.path.clone(), file: self.file.try_clone()? })
     }
 
+    /// True if it is the very file, unchanged since.
+    pub fn is_same_file(&self, other: &Executable) -> bool {
+        let identity = |one: &Executable| {
+            let stat = nix::sys::stat::fstat(&one.file).ok()?;
+            Some((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec))
+        };
+        identity(self).is_some_and(|own| Some(own) == identity(other))
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -330,7 +330,7 @@ impl Core {
     }
 
     /// The workers of the serving generation that serve, their places, and what they said.
-    fn serving_workers(&self) -> Vec<(WorkerId, u32, Hello)> {
+    pub fn serving_workers(&self) -> Vec<(WorkerId, u32, Hello)> {
         let Some(serving) = self.serving() else { return Vec::new() };
         serving
             .workers()

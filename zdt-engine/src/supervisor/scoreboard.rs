@@ -5,6 +5,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::handle::Counters;
 use crate::shm::Scoreboard;
 
 /// One worker's figures, as they stood at some moment.
@@ -27,6 +28,7 @@ pub struct Figures {
 pub struct Board {
     memory: OwnedFd,
     map: Scoreboard,
+    has_totals: bool,
 }
 
 impl AsFd for Board {
@@ -41,19 +43,47 @@ impl Board {
     /// # Errors
     /// Says what is missing.
     pub fn create(slots: u32) -> Result<Board, String> {
-        let memory = Scoreboard::create(slots as usize)
+        let memory = Scoreboard::create_with_totals(slots as usize)
             .map_err(|error| format!("cannot make the scoreboard: {error}"))?;
-        Self::adopt(memory)
+        Self::adopt(memory, true)
     }
 
     /// Takes over the one that workers have already.
     ///
     /// # Errors
     /// If it is none.
-    pub fn adopt(memory: OwnedFd) -> Result<Board, String> {
-        let map = Scoreboard::map_all(memory.as_fd())
-            .map_err(|error| format!("cannot map the scoreboard: {error}"))?;
-        Ok(Board { memory, map })
+    pub fn adopt(memory: OwnedFd, has_totals: bool) -> Result<Board, String> {
+        let map = match has_totals {
+            true => Scoreboard::map_with_totals(memory.as_fd()),
+            false => Scoreboard::map_all(memory.as_fd()),
+        };
+        let map = map.map_err(|error| format!("cannot map the scoreboard: {error}"))?;
+        Ok(Board { memory, map, has_totals })
+    }
+
+    /// Whether workers find room for their totals in it.
+    pub fn has_totals(&self) -> bool {
+        self.has_totals
+    }
+
+    /// All that the worker of a slot has counted.
+    pub fn counters(&self, slot: u32) -> Counters {
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let mut counters = Counters::default();
+        if let Some(figures) = self.map.slot(slot as usize) {
+            counters.accepted = load(&figures.accepted);
+            counters.adopted = load(&figures.adopted_in);
+            counters.moved = load(&figures.moved_out);
+        }
+        if let Some(totals) = self.map.totals(slot as usize) {
+            counters.rejected = load(&totals.rejected);
+            counters.requests = load(&totals.requests);
+            counters.messages_received = load(&totals.messages_received);
+            counters.messages_sent = load(&totals.messages_sent);
+            counters.bytes_received = load(&totals.bytes_received);
+            counters.bytes_sent = load(&totals.bytes_sent);
+        }
+        counters
     }
 
     /// The figures of a slot.
@@ -73,6 +103,9 @@ impl Board {
     pub fn clear(&self, slot: u32) {
         if let Some(figures) = self.map.slot(slot as usize) {
             figures.clear();
+        }
+        if let Some(totals) = self.map.totals(slot as usize) {
+            totals.clear();
         }
     }
 }

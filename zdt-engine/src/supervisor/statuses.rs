@@ -220,6 +220,7 @@ impl Core {
             generation: self.current.unwrap_or_default(),
             generations: self.generations.values().map(|of| self.generation_stats(of)).collect(),
             totals: self.totals,
+            counters: self.counters(),
             last_reload: self.last_verdict.clone(),
         }
     }

@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::WorkerId;
+use super::handle::{Counters, Totals};
 use super::listeners::{ListenerId, Role};
 use super::reload::Mark;
 use crate::config::WorkerConfig;
@@ -50,6 +51,12 @@ pub struct State {
     pub listeners: Vec<Listener>,
     /// The reload that is going on.
     pub reload: Option<Reload>,
+    /// What workers that are gone have counted.
+    #[serde(default)]
+    pub counters: Counters,
+    /// What supervisors have counted.
+    #[serde(default)]
+    pub totals: Totals,
 }
 
 /// A generation.
@@ -206,6 +213,8 @@ mod tests {
                 blue_workers: vec![1],
                 green_workers: vec![2],
             }),
+            counters: Counters { requests: 7, ..Counters::default() },
+            totals: Totals { reloads: 3, ..Totals::default() },
         }
     }
 

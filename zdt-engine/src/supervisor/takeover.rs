@@ -11,7 +11,7 @@ use super::adopt::{Answer, Predecessor, Survivor};
 use super::confining::group_name;
 use super::core::{Core, Setup};
 use super::generations::{Generation, Phase, Place, Worker, WorkerPhase};
-use super::handle::ReloadRequest;
+use super::handle::{Counters, ReloadRequest, Totals};
 use super::link::Link;
 use super::listeners::{Listeners, Role};
 use super::process::{Executable, Process, find_user};
@@ -62,6 +62,7 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
     core.next_worker = state.next_worker;
     core.next_reload = state.next_reload;
     core.current = state.current;
+    core.take_over_counters(&state, |id| survivors.iter().any(|survivor| survivor.id == id));
     core.adopt_generations(&state, &survivors)?;
     let mut channels = BTreeMap::new();
     for survivor in survivors {
@@ -118,7 +119,8 @@ pub(super) fn discard_unborn(predecessor: &Predecessor) -> bool {
 /// The scoreboard's descriptor comes after those of the listeners.
 fn take_board(answer: &mut Answer) -> Option<Result<Board, String>> {
     let at = answer.adopted.listeners.len();
-    (at < answer.descriptors.len()).then(|| Board::adopt(answer.descriptors.remove(at)))
+    let has_totals = answer.adopted.configure.has_totals;
+    (at < answer.descriptors.len()).then(|| Board::adopt(answer.descriptors.remove(at), has_totals))
 }
 
 /// What the state file would have said, as far as workers know it.
@@ -177,6 +179,8 @@ fn reconstruct(survivors: &[Survivor]) -> Result<store::State, String> {
         generations: generations.into_values().collect(),
         listeners: listeners.into_values().collect(),
         reload: None,
+        counters: Counters::default(),
+        totals: Totals::default(),
     })
 }
 

@@ -111,6 +111,9 @@ impl Core {
             FromWorker::Ready => self.on_ready(worker),
             FromWorker::ProbeSeen { nonce } => self.on_probe_seen(worker, nonce),
             FromWorker::Status { request, status } => self.on_status(worker, request, *status),
+            FromWorker::Rehearsed { request, report } => {
+                self.on_rehearsed(worker, request, *report)
+            }
             FromWorker::Drained => {
                 self.expect_exit(worker);
             }
@@ -188,6 +191,7 @@ impl Core {
             identity,
             config,
             has_load_map: self.steer.load_map().is_some(),
+            has_totals: self.scoreboard.has_totals(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
         let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
@@ -407,9 +411,12 @@ impl Core {
             worker.why = Some("went over worker_limits.memory_bytes".to_owned());
         }
         let how = worker.why.take().map_or(status.clone(), |why| format!("{why} ({status})"));
+        // What it has counted goes on counting.
+        self.retired.add(&self.scoreboard.counters(slot));
         self.run_dir.remove_worker(id);
         self.proving.forget_worker(id);
         self.status_requests.forget_worker(id);
+        self.rehearsals.forget_worker(id);
         self.unheard.remove(&id);
         if let Some(place) = self
             .generations

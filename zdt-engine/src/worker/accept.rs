@@ -279,6 +279,19 @@ impl Worker {
         slot.connections.store(count as u64, Ordering::Relaxed);
     }
 
+    /// What has been counted outlives this process.
+    pub(super) fn publish_totals(&self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let slot = self.configure.identity.slot as usize;
+        let Some(totals) = self.scoreboard.totals(slot) else { return };
+        totals.rejected.store(self.status.rejected, Relaxed);
+        totals.requests.store(self.status.requests, Relaxed);
+        totals.messages_received.store(self.status.messages_received, Relaxed);
+        totals.messages_sent.store(self.status.messages_sent, Relaxed);
+        totals.bytes_received.store(self.status.bytes_received, Relaxed);
+        totals.bytes_sent.store(self.status.bytes_sent, Relaxed);
+    }
+
     /// The worker's own figures.
     pub(super) fn scoreboard_slot(&self) -> &SlotFigures {
         // The supervisor sizes the scoreboard; a slot outside it would be its mistake, and costs

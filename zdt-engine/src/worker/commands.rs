@@ -207,6 +207,7 @@ impl Worker {
             ToWorker::Commit { reload, drain_ms } => self.commit(reload, drain_ms),
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
             ToWorker::Exit => self.exit = true,
+            ToWorker::Rehearse { request } => self.begin_rehearsal(request),
             ToWorker::Status { request } => {
                 let status = Box::new(self.full_status());
                 self.tell(&FromWorker::Status { request, status });

@@ -43,7 +43,9 @@ impl Worker {
             self.sweep_overlooked();
             self.advance_handoff();
             self.advance_drain();
+            self.advance_rehearsal();
             self.flush_control();
+            self.publish_totals();
             let slot = self.scoreboard_slot();
             slot.heartbeat_ms.store(self.now_ms, std::sync::atomic::Ordering::Relaxed);
         }
@@ -57,6 +59,7 @@ impl Worker {
             self.retry_accepts(),
             self.handoff_due_ms(),
             self.drain_due_ms(),
+            self.rehearsal_due_ms(),
         ] {
             due_ms = due_ms.min(other.unwrap_or(u64::MAX));
         }

@@ -135,8 +135,8 @@ impl Worker {
         };
         let channel = &mut self.channels[index];
         channel.recycle(bytes);
-        let mut entry = match restored {
-            Ok(entry) => entry,
+        let restored = match restored {
+            Ok(restored) => restored,
             Err(reason) => {
                 drop(socket); // before it says so
                 channel.refuse(sequence);
@@ -148,9 +148,8 @@ impl Worker {
         if !channel.adopt(sequence) || !channel.start(sequence) {
             return; // taken back: the descriptor is closed, nothing else is done
         }
+        let entry = restored.adopt(socket);
         let frozen_ns = entry.frozen_ns;
-        entry.socket = Some(socket);
-        entry.fresh = true;
         let key = self.insert(entry);
         self.intake.adopted += 1;
         self.intake.armed_ns.push(frozen_ns);

@@ -13,6 +13,7 @@
 //! | `commands` | control messages |
 //! | `outgoing`, `incoming` | the two directions of a handoff |
 //! | `record` | one connection as a state record |
+//! | `rehearsal` | what a handoff would move, tried aside |
 //! | `inbox` | messages from other threads |
 //! | `pace` | a share of a CPU |
 //!
@@ -31,6 +32,7 @@ mod outgoing;
 mod pace;
 mod places;
 mod record;
+mod rehearsal;
 mod startup;
 mod timers;
 mod tokens;
@@ -101,6 +103,7 @@ struct Worker {
     intake: Intake,
     packer: state::Packer,
     unpacker: state::Unpacker,
+    rehearsals: std::collections::VecDeque<rehearsal::Rehearsal>,
 
     inbox: Arc<Inbox>,
     /// Connections whose session has a [`crate::service::Pusher`], by id.

@@ -3,6 +3,7 @@
 //! Must not know: how a record travels, who reads it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use bytemuck::{Pod, Zeroable};
@@ -155,16 +156,43 @@ pub fn estimate(entry: &Entry) -> usize {
     if bytes > crate::handoff::MAX_INLINE_RECORD { FIXED } else { bytes }
 }
 
-/// Rebuilds a connection, without its socket: it can neither receive nor send until it gets one.
+/// A connection that was rebuilt and is not served: it can neither receive, nor send, nor seal anything
+/// before it is adopted. All that can be done with it is to save it again.
+pub struct Restored(Entry);
+
+impl Restored {
+    /// From now on it is served, here and nowhere else.
+    pub fn adopt(self, socket: OwnedFd) -> Entry {
+        Entry { socket: Some(socket), fresh: true, ..self.0 }
+    }
+
+    /// What [`save`] writes of it.
+    pub fn save(&self, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Result<(), Busy> {
+        save(&self.0, format, now_ms, bytes)
+    }
+}
+
+/// Rebuilds a connection, without its socket.
 pub fn restore(
     bytes: &[u8],
     integrity: Integrity,
     environment: &Environment<'_>,
     service: &mut dyn Service,
-) -> Result<Entry, RestoreError> {
+) -> Result<Restored, RestoreError> {
+    restore_at(bytes, integrity, environment, service, sys::boottime_ns())
+}
+
+/// Like [`restore`] at that instant (CLOCK_BOOTTIME).
+pub fn restore_at(
+    bytes: &[u8],
+    integrity: Integrity,
+    environment: &Environment<'_>,
+    service: &mut dyn Service,
+    boottime_ns: u64,
+) -> Result<Restored, RestoreError> {
     let record = Record::parse_checked(bytes, integrity)?;
     record.refuse_unknown(&KNOWN_SECTIONS)?;
-    let now = FreezeInstant { boot_hash: boot_hash(), boottime_ns: sys::boottime_ns() };
+    let now = FreezeInstant { boot_hash: boot_hash(), boottime_ns };
     let transit = record.freeze().elapsed(now).ok_or(RestoreError::AnotherBoot)?;
     let transit_ms = transit.as_millis() as u64;
     let connection = Connection::restore(&record, environment, transit_ms)?;
@@ -201,12 +229,12 @@ pub fn restore(
         entry.places.at(Slot::ONLY).session = Some(service.restore(&saved)?);
     }
     entry.frozen_ns = record.freeze().boottime_ns;
-    Ok(entry)
+    Ok(Restored(entry))
 }
 
 /// For the bench: one idle WebSocket with that many buffered bytes.
 pub struct RoundTrip {
-    entry: Entry,
+    connection: Restored,
     service: crate::service::demo::Demo,
     config: crate::config::WorkerConfig,
 }
@@ -221,7 +249,11 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
     let mut entry = Entry::new(None, 1, peer, Connection::new_websocket(0), 0);
     entry.places.at(Slot::ONLY).session = Some(session);
     entry.unsent = vec![0x5a; buffered_bytes];
-    RoundTrip { entry, service, config: crate::config::WorkerConfig::default() }
+    RoundTrip {
+        connection: Restored(entry),
+        service,
+        config: crate::config::WorkerConfig::default(),
+    }
 }
 
 impl RoundTrip {
@@ -234,8 +266,8 @@ impl RoundTrip {
             date: &[],
         };
         match restore(bytes, Integrity::Unknown, &environment, &mut self.service) {
-            Ok(entry) => {
-                self.entry = entry;
+            Ok(connection) => {
+                self.connection = connection;
                 true
             }
             Err(_) => false,
@@ -246,7 +278,7 @@ impl RoundTrip {
     /// record's size.
     pub fn run(&mut self, record: &mut Vec<u8>) -> usize {
         record.clear();
-        save(&self.entry, state::FORMAT_WRITES.newest, 0, record).expect("never busy");
+        self.connection.save(state::FORMAT_WRITES.newest, 0, record).expect("never busy");
         state::set_checksum(record);
         let environment = Environment {
             limits: &self.config.limits,
@@ -255,7 +287,7 @@ impl RoundTrip {
             date: &[],
         };
         let restored = restore(record, Integrity::Unknown, &environment, &mut self.service);
-        self.entry = restored.expect("a record of its own");
+        self.connection = restored.expect("a record of its own");
         record.len()
     }
 }

@@ -184,7 +184,10 @@ impl Worker {
         })?;
         let shared_descriptors = descriptors.split_off(1);
         let reattach = descriptors.remove(0);
-        let scoreboard = Scoreboard::map_all(shared_descriptors[0].as_fd())?;
+        let scoreboard = match configure.has_totals {
+            true => Scoreboard::map_with_totals(shared_descriptors[0].as_fd())?,
+            false => Scoreboard::map_all(shared_descriptors[0].as_fd())?,
+        };
         let load_map = match shared_descriptors.get(1) {
             Some(map) => Some(LoadMap::map(map.as_fd(), configure.identity.slot as usize + 1)?),
             None => None,
@@ -234,6 +237,7 @@ impl Worker {
             intake: Intake::new(),
             packer: Default::default(),
             unpacker: Default::default(),
+            rehearsals: Default::default(),
             inbox,
             pushable: HashMap::new(),
             followed: HashMap::new(),

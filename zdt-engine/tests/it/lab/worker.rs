@@ -123,6 +123,7 @@ impl TestWorker {
             identity: worker.identity.clone(),
             config: options.config.clone(),
             has_load_map: false,
+            has_totals: false,
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
         let reattach = abstract_listener();

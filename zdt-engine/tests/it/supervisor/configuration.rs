@@ -1,5 +1,6 @@
 //! The configuration as a user meets it: `zdt config`, mistakes, what a reload changes and what not.
 
+use std::io::{Read, Write};
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use tungstenite::Message;
 
 use super::engine::{Engine, Options};
-use crate::lab::eventually;
+use crate::lab::{client, eventually};
 
 fn zdt(environment: &[(&str, &str)], args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zdt"));
@@ -147,6 +148,86 @@ fn a_restart_that_fails_leaves_the_old_build_serving() {
     eventually("the old build serves", || engine.status()["status"] == "healthy");
     assert_eq!(engine.status()["generation"], 1);
     engine.clients(2).count_all_in(1);
+}
+
+#[test]
+fn a_plan_tells_what_a_reload_would_do() {
+    let engine = Engine::start(Options::config("workers = 1\n"));
+    let mut clients = engine.clients(4);
+    let plan = |code: i32| {
+        let output = engine.zdt(&["plan", "--json"]);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let nothing = plan(0);
+    assert_eq!((&nothing["ready"], &nothing["executable_changed"]), (&true.into(), &false.into()));
+    assert_eq!(nothing["changes"], serde_json::json!([]));
+    assert_eq!(nothing["test_migration"]["movable_connections"], 4, "{nothing}");
+
+    let program = engine.run_dir().parent().expect("directory").join("another");
+    std::fs::copy(env!("CARGO_BIN_EXE_zdt"), &program).expect("copy");
+    let program = program.to_str().expect("path");
+    engine
+        .configure(&format!("workers = 2\npolicy = \"round-robin\"\nexecutable = \"{program}\"\n"));
+    let changed = plan(0);
+    assert_eq!((&changed["workers"], &changed["next_workers"]), (&1.into(), &2.into()));
+    assert_eq!(
+        (&changed["executable"], &changed["executable_changed"]),
+        (&program.into(), &true.into())
+    );
+    assert_eq!(changed["restart_required"], serde_json::json!(["policy"]));
+    let workers =
+        serde_json::json!({ "setting": "workers", "from": 1, "to": 2, "needs_restart": false });
+    assert!(changed["changes"].as_array().expect("list").contains(&workers), "{changed}");
+
+    engine.configure("wrokers = 2\n");
+    let broken = plan(1);
+    assert!(broken["problems"][0].as_str().expect("text").contains("`workers`"), "{broken}");
+    // None of it has changed anything.
+    assert_eq!(engine.status()["generation"], 1);
+    clients.count_all_in(1);
+}
+
+#[test]
+fn a_test_of_the_migration_disturbs_nobody() {
+    let engine = Engine::start(Options::default());
+    let mut clients = engine.clients(20);
+    // One in each state that a client can be in for long: head, body, answer, half a frame.
+    let mut half_head = client::connect(engine.address());
+    half_head.write_all(b"GET /id?id=half HTT").expect("write");
+    let mut half_body = client::connect(engine.address());
+    let head =
+        b"POST /digest HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nConnection: close\r\n\r\nab";
+    half_body.write_all(head).expect("write");
+    let mut streaming = client::connect(engine.address());
+    let request =
+        b"GET /stream?chunks=3&interval_ms=200 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    streaming.write_all(request).expect("write");
+    eventually("all are there", || engine.status()["active_connections"] == 23);
+    let mut tested = 0;
+    for _ in 0..20 {
+        let output = engine.zdt(&["test-migration", "--json"]);
+        let test: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(test["test_successful"], true, "{test}");
+        assert_eq!(output.status.code(), Some(0));
+        tested = tested.max(test["tested_connections"].as_u64().expect("number"));
+        clients.count_all_in(1);
+    }
+    assert_eq!(tested, 23);
+    let rest = |stream: &mut std::net::TcpStream, rest: &[u8]| {
+        stream.write_all(rest).expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        answer
+    };
+    assert!(
+        rest(&mut half_head, b"P/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ends_with("half")
+    );
+    let digest = "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589";
+    assert!(rest(&mut half_body, b"cd").contains(digest));
+    assert!(rest(&mut streaming, b"").ends_with("0\r\n\r\n"));
+    assert_eq!(engine.status()["generation"], 1);
 }
 
 #[test]
