@@ -47,6 +47,8 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use blocks::{Blocks, footprint};
@@ -206,7 +208,7 @@ pub struct RequestQueue {
     next_sequence: u64,
     metrics: Metrics,
     /// Given up for others; the caller has not been told yet.
-    displaced: Vec<Held>,
+    displaced: VecDeque<Held>,
     scratch: Vec<u8>,
 }
 
@@ -225,7 +227,7 @@ impl RequestQueue {
             requests: 0,
             next_sequence: 0,
             metrics: Metrics::default(),
-            displaced: Vec::new(),
+            displaced: VecDeque::new(),
             scratch: Vec::new(),
             settings,
         }
@@ -400,12 +402,12 @@ impl RequestQueue {
         let held = self.describe(now_ms, index);
         self.remove(index);
         self.metrics.displaced += 1;
-        self.displaced.push(held);
+        self.displaced.push_back(held);
     }
 
-    /// A request that was given up for the one held last.
+    /// A request that was given up for the one held last; those given up first come first.
     pub fn pop_displaced(&mut self) -> Option<Held> {
-        self.displaced.pop()
+        self.displaced.pop_front()
     }
 
     /// Takes the next request out, highest priority first, and appends its bytes to `into`.
