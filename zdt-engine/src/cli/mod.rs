@@ -149,6 +149,14 @@ struct ReloadArgs {
     /// How, instead of the configured way.
     #[arg(long, value_enum)]
     strategy: Option<Strategy>,
+    /// Send so many of 1,000 new connections to the new workers first, and compare.
+    #[arg(long, value_name = "PERMILLE", conflicts_with = "strategy",
+        value_parser = clap::value_parser!(u16).range(1..=999))]
+    canary: Option<u16>,
+    /// How long the canary is watched: 30s, 500ms, 2m.
+    #[arg(long = "for", value_name = "TIME", requires = "canary", default_value = "30s",
+        value_parser = reload::parse_duration)]
+    watch: std::time::Duration,
     /// Do not wait for the verdict.
     #[arg(long)]
     no_wait: bool,

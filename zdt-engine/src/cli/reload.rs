@@ -4,16 +4,19 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::client::Client;
 use super::{ReloadArgs, RollbackArgs};
-use crate::supervisor::handle::{Progress, ReloadRequest, Reply, Request};
+use crate::supervisor::handle::{CanaryRequest, Progress, ReloadRequest, Reply, Request};
 use crate::supervisor::reload::Verdict;
 
 pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, String> {
     let mut client = Client::connect(&args.run_dir.path()?)?;
     let (no_rollback, strategy) = (args.no_rollback, args.strategy);
-    client.send(&Request::Reload(ReloadRequest { no_rollback, strategy, canary: None }))?;
+    let for_ms = u64::try_from(args.watch.as_millis()).unwrap_or(u64::MAX);
+    let canary = args.canary.map(|permille| CanaryRequest { permille, for_ms });
+    client.send(&Request::Reload(ReloadRequest { no_rollback, strategy, canary }))?;
     if args.no_wait {
         if args.json {
             println!("{}", serde_json::json!({ "reload_requested": true }));
@@ -105,8 +108,52 @@ fn print_verdict(verdict: &Verdict, json: bool) -> Result<(), String> {
     for setting in &verdict.restart_required {
         println!("not in force before a restart of the supervisor: {setting}");
     }
+    if let Some(canary) = &verdict.canary {
+        for (name, side) in [("the canary", canary.green), ("the old workers", canary.blue)] {
+            println!(
+                "{name}: {} requests and messages, {} failed, under {} us (99 %)",
+                side.requests, side.errors, side.p99_us
+            );
+        }
+    }
     for warning in &verdict.warnings {
         println!("warning: {warning}");
     }
     Ok(())
+}
+
+/// A number with a unit, `ms`, `s` or `m`, up to a day; without one it is seconds.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|one: char| one.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        _ => return Err("expected a time such as 30s, 500ms or 2m".to_owned()),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "expected a time such as 30s, 500ms or 2m".to_owned())?;
+    let ms = number.saturating_mul(unit_ms);
+    if ms > 86_400_000 {
+        return Err("a day at most".to_owned());
+    }
+    Ok(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        let ms = |text| parse_duration(text).map(|duration| duration.as_millis());
+        assert_eq!(ms("30s"), Ok(30_000));
+        assert_eq!(ms("500ms"), Ok(500));
+        assert_eq!(ms("2m"), Ok(120_000));
+        assert_eq!(ms("7"), Ok(7_000));
+        for wrong in ["", "s", "-1s", "1h", "2d", "99999999999999999999s", "25000m"] {
+            assert!(ms(wrong).is_err(), "{wrong}");
+        }
+    }
 }

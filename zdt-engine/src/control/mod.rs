@@ -257,6 +257,9 @@ pub enum FromWorker {
     },
 }
 
+/// Entries of [`WorkerStatus::service_us`]; the last one counts everything that took longer.
+pub const SERVICE_TIME_BUCKETS: usize = 26;
+
 /// What the outgoing side has done in one reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::conn::{Environment, Event, Head, Progress, Slot, Upgrade};
-use crate::control::WorkerStatus;
+use crate::control::{SERVICE_TIME_BUCKETS, WorkerStatus};
 use crate::proto::Input;
 use crate::proto::websocket::MessageKind;
 use crate::service::{self, Context, Headers, Message, Outcome, Service, Session, WorkerInfo};
+use crate::sys;
 
 use super::Worker;
 use super::entry::Entry;
@@ -59,6 +60,13 @@ impl Calls<'_> {
         self.call(target, |_, exchange| {
             exchange.upgrade = upgrade;
             exchange.expects_continue = expects_continue;
+            if fault_point!("request.fail") {
+                exchange.misuse = Some("fault point");
+                return None;
+            }
+            if fault_point!("request.slow") {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
             match service.on_request(&seen, &mut Context::new(exchange)) {
                 Outcome::Done => {
                     if exchange.connection.is_response_due(exchange.slot) {
@@ -118,9 +126,15 @@ impl Calls<'_> {
             inbox: self.inbox,
             is_pushable: false,
             messages_sent: 0,
+            has_failed: false,
             misuse: None,
         };
+        let began_ns = is_timed(self.status).then(sys::monotonic_ns);
         place.session = call(session, &mut exchange);
+        if let Some(began_ns) = began_ns {
+            note_service_time(self.status, sys::monotonic_ns().saturating_sub(began_ns));
+        }
+        self.status.errors += u64::from(exchange.has_failed || exchange.misuse.is_some());
         self.status.messages_sent += exchange.messages_sent;
         if exchange.is_pushable {
             self.pushable.insert(entry.id, key);
@@ -136,6 +150,20 @@ impl Calls<'_> {
             place.clear();
         }
     }
+}
+
+/// The first ones, so that a canary with few requests can be judged, and then every sixteenth: the
+/// clock is not free.
+fn is_timed(status: &WorkerStatus) -> bool {
+    let count = status.requests + status.messages_received;
+    count < 1_024 || count.is_multiple_of(16)
+}
+
+fn note_service_time(status: &mut WorkerStatus, took_ns: u64) {
+    let took_us = took_ns / 1_000;
+    let bucket = (u64::BITS - took_us.leading_zeros()) as usize;
+    status.service_us.resize(SERVICE_TIME_BUCKETS, 0);
+    status.service_us[bucket.min(SERVICE_TIME_BUCKETS - 1)] += 1;
 }
 
 impl Worker {

@@ -33,6 +33,8 @@ pub struct Exchange<'a> {
     pub is_pushable: bool,
     /// Messages sent in this call, for the counters.
     pub messages_sent: u64,
+    /// The service says that it has failed: 500 and above, or 1011.
+    pub has_failed: bool,
     /// What the service did that makes no sense.
     pub misuse: Option<&'static str>,
 }
@@ -47,12 +49,14 @@ impl Exchange<'_> {
 
 impl Actions for Exchange<'_> {
     fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
+        self.has_failed |= status >= 500;
         let done =
             self.connection.respond(self.slot, &self.environment, self.out, status, headers, body);
         self.check(done, "a response where none is due");
     }
 
     fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength) {
+        self.has_failed |= status >= 500;
         if std::mem::take(&mut self.expects_continue) && status < 300 {
             // The service will stream: it wants the body now, and 100 must precede the final head.
             self.connection.send_continue(self.slot, self.out);
@@ -101,6 +105,7 @@ impl Actions for Exchange<'_> {
     }
 
     fn close_websocket(&mut self, code: u16, reason: &str) {
+        self.has_failed |= code == 1011;
         let done = self.connection.close_websocket(self.slot, self.out, code, reason);
         self.check(done, "a WebSocket closed where there is none");
     }

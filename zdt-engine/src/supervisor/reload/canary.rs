@@ -5,8 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::machine::{Action, Event, Shared};
 use super::stages::{Flipping, Stage, after_flip, fail, is_due};
+use crate::control::SERVICE_TIME_BUCKETS;
 
 /// Between two looks at the figures: what is bad enough ends the canary before its time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,10 +33,6 @@ pub struct CanaryOptions {
     pub slower_us: u64,
 }
 
-/// Buckets of [`Figures::latency`]: bucket k counts what took less than 2^k microseconds (and not
-/// less than half of that); the last one everything that took longer.
-pub const LATENCY_BUCKETS: usize = 26;
-
 /// What the workers of one generation have done since they were started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -41,7 +40,8 @@ pub struct Figures {
     pub requests: u64,
     /// Those that failed: answers of 500 and above, and WebSockets closed by an error of the server.
     pub errors: u64,
-    /// How long the service took for each.
+    /// How long the service took for each (or for some of them): entry k counts what took less than
+    /// 2^k microseconds, and not less than half of that.
     pub latency: Vec<u64>,
 }
 
@@ -50,7 +50,7 @@ impl Figures {
     pub fn add(&mut self, requests: u64, errors: u64, latency: &[u64]) {
         self.requests += requests;
         self.errors += errors;
-        self.latency.resize(LATENCY_BUCKETS, 0);
+        self.latency.resize(SERVICE_TIME_BUCKETS, 0);
         for (sum, count) in self.latency.iter_mut().zip(latency) {
             *sum += count;
         }
@@ -95,6 +95,44 @@ pub struct Sample {
     pub blue: Figures,
     /// The incoming one.
     pub green: Figures,
+}
+
+/// What a canary has shown, for the verdict.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CanaryReport {
+    /// How many of 1,000 new connections went to green.
+    pub permille: u16,
+    /// The outgoing generation.
+    pub blue: CanarySide,
+    /// The incoming one.
+    pub green: CanarySide,
+}
+
+/// One side of a [`CanaryReport`], from the first look to the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CanarySide {
+    /// Requests and messages.
+    pub requests: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// 99 of 100 took the service less, in microseconds; a power of two.
+    pub p99_us: u64,
+}
+
+impl CanaryReport {
+    fn new(permille: u16, first: &Sample, last: &Sample) -> CanaryReport {
+        let side = |first: &Figures, last: &Figures| {
+            let done = last.since(first);
+            CanarySide { requests: done.requests, errors: done.errors, p99_us: done.p99_us() }
+        };
+        CanaryReport {
+            permille,
+            blue: side(&first.blue, &last.blue),
+            green: side(&first.green, &last.green),
+        }
+    }
 }
 
 /// What the comparison says.
@@ -177,7 +215,9 @@ impl Watching {
                 self.asked = false;
                 let over = now >= self.until;
                 let opinion = self.first.as_ref().map(|first| compare(&options, first, &sample));
-                self.first.get_or_insert(sample);
+                let first = self.first.get_or_insert_with(|| sample.clone());
+                let report = CanaryReport::new(options.permille, first, &sample);
+                shared.facts.canary = Some(report);
                 match opinion {
                     Some(Opinion::Bad(why)) => return fail(shared, why, now),
                     Some(Opinion::Unknown(why)) if over => return fail(shared, why, now),
@@ -218,7 +258,7 @@ mod tests {
     }
 
     fn figures(requests: u64, errors: u64, each_us: u64) -> Figures {
-        let mut latency = vec![0; LATENCY_BUCKETS];
+        let mut latency = vec![0; SERVICE_TIME_BUCKETS];
         latency[(64 - each_us.leading_zeros()) as usize] = requests;
         Figures { requests, errors, latency }
     }

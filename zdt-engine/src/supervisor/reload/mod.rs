@@ -22,7 +22,7 @@ mod verdict;
 #[cfg(test)]
 mod tests;
 
-pub use canary::{CanaryOptions, Figures, Sample};
+pub use canary::{CanaryOptions, CanaryReport, CanarySide, Figures, Sample};
 pub use machine::{Action, Event, Machine, Mark, Options, Places, Resume, Rolling};
 pub use verdict::{Blackout, Outcome, Tally, Verdict, lost_connections};
 pub(in crate::supervisor) use verdict::{Circumstances, Facts};

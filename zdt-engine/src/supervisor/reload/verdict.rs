@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::CanaryReport;
 use crate::control::{HandoffReport, IncomingReport};
 use crate::supervisor::WorkerId;
 
@@ -58,6 +59,8 @@ pub(in crate::supervisor) struct Facts {
     pub rollback_impossible: bool,
     /// What went wrong without changing the outcome.
     pub warnings: Vec<String>,
+    /// What a canary has shown.
+    pub canary: Option<CanaryReport>,
 }
 
 /// One worker's line of the scoreboard: how it changed since the flip, and, if it died, how it
@@ -178,6 +181,9 @@ pub struct Verdict {
     pub reclaimed_offers: u64,
     /// Why connections stay, by reason code.
     pub drain_reasons: BTreeMap<String, u64>,
+    /// What the canary has shown, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryReport>,
     /// This was a reload to the build that served before.
     pub rollback: bool,
     /// Whether connections could have been handed back.
@@ -260,6 +266,7 @@ impl Verdict {
             refused_offers: reports.clone().map(|report| report.refused).sum(),
             reclaimed_offers: reports.map(|report| report.reclaimed).sum(),
             drain_reasons,
+            canary: facts.canary.clone(),
             rollback_possible: !facts.rollback_impossible,
             ..Verdict::default()
         }

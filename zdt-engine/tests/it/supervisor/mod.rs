@@ -1,5 +1,6 @@
 //! The supervisor, as a user has it: the real command, real workers, real clients.
 
+mod canaries;
 mod configuration;
 mod crashes;
 pub mod engine;
