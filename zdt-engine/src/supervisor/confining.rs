@@ -15,7 +15,7 @@ use super::generations::{Generation, Phase};
 use super::handle::Confined;
 use crate::config::WorkerLimits;
 use crate::sys;
-use crate::sys::birth::{self, Birth};
+use crate::sys::birth::{self, Birth, Priority};
 use crate::sys::cgroup::{Delegation, Group};
 
 /// Microseconds over which `cpu.max` counts.
@@ -79,7 +79,7 @@ impl Core {
         let limits = of.config.confinement.limits.clone();
         let mut birth = Birth {
             user: of.user,
-            nice: self.starting_nice(of),
+            priority: Some(self.starting_priority(of)),
             cpu: of.config.confinement.pin_cpus.then(|| cpu_of(index)).flatten(),
             open_files: (limits.open_files > 0).then_some(limits.open_files),
             data_bytes: None,
@@ -93,12 +93,16 @@ impl Core {
         (birth, group.map(|(group, _)| group))
     }
 
-    fn starting_nice(&self, of: &Generation) -> Option<i32> {
+    fn starting_priority(&self, of: &Generation) -> Priority {
         let lower = self.settings.supervision.green_nice;
         let beside_blue = of.phase == Phase::Green && self.current.is_some();
         let normal = birth::own_nice();
         // Where priority cannot be given back, it is not taken.
-        (beside_blue && lower > 0 && birth::may_set_nice(normal)).then(|| normal + i32::from(lower))
+        if beside_blue && lower > 0 && birth::may_set_nice(normal) {
+            Priority { nice: normal + i32::from(lower), yields: true }
+        } else {
+            Priority { nice: normal, yields: false }
+        }
     }
 
     fn group_of(
@@ -145,10 +149,10 @@ impl Core {
     /// Gives workers the priority of the supervisor: those that started with less have, from now on,
     /// clients to serve.
     pub fn restore_priority(&self, workers: impl IntoIterator<Item = WorkerId>) {
-        let normal = birth::own_nice();
+        let normal = Priority { nice: birth::own_nice(), yields: false };
         for (id, worker) in workers.into_iter().filter_map(|id| Some((id, self.workers.get(&id)?)))
         {
-            if let Err(error) = birth::set_nice(worker.process.pid(), normal) {
+            if let Err(error) = birth::set_priority(worker.process.pid(), normal) {
                 tracing::warn!(worker = id, %error, "cannot restore its CPU priority");
             }
         }

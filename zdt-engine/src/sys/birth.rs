@@ -16,8 +16,8 @@ use std::process::Command;
 pub struct Birth {
     /// User and group to become; needs root. Supplementary groups are cleared with it.
     pub user: Option<(u32, u32)>,
-    /// Nice value (setpriority(2)).
-    pub nice: Option<i32>,
+    /// Its weight on the CPU, and how readily it gives way.
+    pub priority: Option<Priority>,
     /// The one CPU to run on.
     pub cpu: Option<usize>,
     /// Most open descriptors (RLIMIT_NOFILE).
@@ -26,6 +26,58 @@ pub struct Birth {
     pub data_bytes: Option<u64>,
     /// `cgroup.procs` of the control group to be in.
     pub group: Option<OwnedFd>,
+}
+
+/// A thread's claim on the CPU, among ordinary ones (sched_setattr(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Priority {
+    /// Nice value.
+    pub nice: i32,
+    /// The thread gives way at once when one of the usual kind wakes up, rather than at the end of its turn.
+    /// Its share of the time stays what its nice value gives it. No effect before Linux 6.12.
+    pub yields: bool,
+}
+
+/// A thread with so long a turn is preempted by any other that wakes up; the longest there is.
+const LONG_SLICE_NS: u64 = 100_000_000;
+
+/// `struct sched_attr`, of its first version.
+#[repr(C)]
+struct SchedulingAttributes {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+impl Priority {
+    /// Gives it to a thread; 0 is the calling one.
+    fn give(self, thread: libc::pid_t) -> io::Result<()> {
+        // SAFETY: an integer.
+        if unsafe { libc::sched_getscheduler(thread) } != libc::SCHED_OTHER {
+            return Ok(()); // whoever chose another policy knows better
+        }
+        let attributes = SchedulingAttributes {
+            size: size_of::<SchedulingAttributes>() as u32,
+            policy: libc::SCHED_OTHER as u32,
+            flags: 0,
+            nice: self.nice,
+            priority: 0,
+            // 0 is the usual.
+            runtime: if self.yields { LONG_SLICE_NS } else { 0 },
+            deadline: 0,
+            period: 0,
+        };
+        // SAFETY: the kernel reads the structure, of which it is told the size, from this stack.
+        let result = unsafe {
+            libc::syscall(libc::SYS_sched_setattr, thread, &raw const attributes, 0 as libc::c_uint)
+        };
+        check(if result < 0 { -1 } else { 0 })
+    }
 }
 
 /// Linux' limit of a capability's number (`CAP_TO_MASK` over two words).
@@ -80,9 +132,8 @@ impl Birth {
         if let Some(limit) = self.data_bytes {
             set_limit(libc::RLIMIT_DATA, limit)?;
         }
-        if let Some(nice) = self.nice {
-            // SAFETY: three integers.
-            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) })?;
+        if let Some(priority) = self.priority {
+            priority.give(0)?;
         }
         // A dump would hold what clients sent.
         set_limit(libc::RLIMIT_CORE, 0)?;
@@ -145,6 +196,14 @@ fn clear_capabilities() -> io::Result<()> {
     check(if result < 0 { -1 } else { 0 })
 }
 
+/// The calling thread, and those that it will start, give way to others that wake up.
+///
+/// # Errors
+/// What sched_setattr(2) says.
+pub fn give_way() -> io::Result<()> {
+    Priority { nice: own_nice(), yields: true }.give(0)
+}
+
 /// The nice value of this process.
 pub fn own_nice() -> i32 {
     // SAFETY: two integers. An error cannot occur for the own process, and -1 is a valid answer.
@@ -167,11 +226,11 @@ pub fn may_set_nice(nice: i32) -> bool {
     capable || allowed()
 }
 
-/// Gives every thread of a process this nice value: to Linux it belongs to the thread.
+/// Gives every thread of a process this priority: to Linux it belongs to the thread.
 ///
 /// # Errors
 /// `EACCES` or `EPERM` without the right to; a thread, or process, that is gone is none.
-pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
+pub fn set_priority(pid: u32, priority: Priority) -> io::Result<()> {
     let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
         Ok(threads) => threads,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -181,8 +240,7 @@ pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
         let Some(id) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // SAFETY: three integers.
-        match check(unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice) }) {
+        match priority.give(id) {
             Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
             _ => {}
         }
@@ -262,15 +320,17 @@ mod tests {
         let own = own_nice();
         let mut command = Command::new("/bin/cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        Birth { nice: Some(own + 3), ..Birth::default() }.of(&mut command);
+        let lower = Priority { nice: own + 3, yields: true };
+        let normal = Priority { nice: own, yields: false };
+        Birth { priority: Some(lower), ..Birth::default() }.of(&mut command);
         let mut child = command.spawn().unwrap();
         assert_eq!(nice_of(child.id()), own + 3);
         if may_set_nice(own) {
-            set_nice(child.id(), own).unwrap();
+            set_priority(child.id(), normal).unwrap();
             assert_eq!(nice_of(child.id()), own);
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        set_nice(child.id(), own).unwrap();
+        set_priority(child.id(), normal).unwrap();
     }
 }

@@ -28,6 +28,7 @@ fn green_starts_at_a_lower_priority() {
     let reload = engine.zdt_in_background(&["reload", "--json"]);
     eventually("green is there", || engine.workers(2).len() == 2);
     for green in engine.workers(2) {
+        eventually("it has come to the fault point", || status_line(green, "State")[0] == "T");
         assert_eq!(nice(green), own + 7);
         kill(Pid::from_raw(green as i32), Signal::SIGCONT).expect("signal");
     }
