@@ -3,7 +3,7 @@
 //! The engine swaps the processes behind a busy port while every client stays connected. Modules
 //! are layers; dependencies point down only (see `ARCHITECTURE.md`, enforced by a test):
 //!
-//! `cli` → `admin` → `supervisor` → `worker` → `service`, `handoff`, `conn` → `proto`, `queue`,
+//! `cli` → `client` → `admin` → `supervisor` → `worker` → `registry` → `service`, `handoff`, `conn` → `proto`, `queue`,
 //! `state` → `uring`, `shm`, `fdpass`, `sys`.
 #![deny(unsafe_code)]
 
@@ -28,6 +28,11 @@ pub mod worker;
 
 pub mod admin;
 pub mod cli;
+pub mod client;
+pub mod registry;
+
+pub use client::{ClientError, Health, ZeroDowntime};
+pub use registry::ConnectionRegistry;
 
 pub use queue::RequestQueue;
 

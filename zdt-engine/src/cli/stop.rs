@@ -8,14 +8,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::StopArgs;
-use super::client::{Client, PATIENCE, process_state, silence};
+use super::client::Client;
+use crate::client::is_readable;
 use crate::control::{PROTOCOL_VERSIONS, ToWorker};
-use crate::supervisor::handle::{Reply, Request};
+use crate::fdpass;
 use crate::supervisor::{connect_to_worker, workers_in};
-use crate::{fdpass, sys};
 
 /// For workers without a supervisor, whose configuration nobody knows.
 const ORPHAN_DRAIN_MS: u64 = 30_000;
@@ -24,9 +22,9 @@ pub(super) fn run(args: &StopArgs) -> Result<ExitCode, String> {
     let begun = Instant::now();
     let run_dir = args.run_dir.path()?;
     let workers = match Client::connect(&run_dir) {
-        Ok(mut client) => stop_supervisor(&mut client, args.now)?,
+        Ok(mut client) => client.stop(args.now)?,
         Err(nobody) => match stop_orphans(&run_dir, args.now)? {
-            0 => return Err(nobody),
+            0 => return Err(nobody.into()),
             stopped => stopped,
         },
     };
@@ -40,23 +38,6 @@ pub(super) fn run(args: &StopArgs) -> Result<ExitCode, String> {
         println!("stopped with {workers} workers in {duration_ms:.0} ms");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn stop_supervisor(client: &mut Client, now: bool) -> Result<u32, String> {
-    // Before the request, while it is certain who has this number.
-    let process = sys::pidfd_open(client.pid)
-        .map_err(|error| format!("the supervisor's process {}: {error}", client.pid))?;
-    let workers = match client.ask(&Request::Stop { now })? {
-        Reply::Stopping { workers } => workers,
-        _ => return Err("the supervisor did not answer".to_owned()),
-    };
-    // For as long as the configured drain lasts; but not for one that cannot go on.
-    while !is_readable(&process, PATIENCE)? {
-        if matches!(process_state(client.pid), Some('T' | 't')) {
-            return Err(silence(client.pid));
-        }
-    }
-    Ok(workers)
 }
 
 /// Workers serve on when their supervisor is killed; this ends them without a new one.
@@ -105,24 +86,8 @@ fn drain_link(link: &OwnedFd, deadline: Instant) -> Result<(), String> {
 
 fn wait_for(descriptor: &OwnedFd, deadline: Instant) -> Result<(), String> {
     let left = deadline.saturating_duration_since(Instant::now());
-    match is_readable(descriptor, left)? {
+    match is_readable(descriptor, left).map_err(|error| error.to_string())? {
         true => Ok(()),
         false => Err("workers have not ended in time; try --now".to_owned()),
-    }
-}
-
-/// Waits that long at most; true once there is something to read.
-fn is_readable(descriptor: &OwnedFd, patience: Duration) -> Result<bool, String> {
-    let deadline = Instant::now() + patience;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, timeout) {
-            Ok(0) if Instant::now() >= deadline => return Ok(false),
-            Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(format!("cannot wait for the end: {error}")),
-        }
     }
 }

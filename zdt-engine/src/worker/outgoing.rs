@@ -5,10 +5,9 @@
 //!
 //! Must not know: what a connection speaks.
 
-use std::collections::VecDeque;
-
 use crate::control::{FromWorker, HandoffReport};
 use crate::handoff::{Answer, OfferError, Phase};
+use crate::registry::{Mark, Order};
 use crate::service::{Busy, StreamId};
 use crate::{state, sys};
 
@@ -42,7 +41,7 @@ struct Freezing {
 pub struct HandoffJob {
     report: HandoffReport,
     /// Connections that were not looked at yet, in order.
-    waiting: VecDeque<usize>,
+    waiting: Order<usize>,
     /// Connections whose operations are being ended, or which wait for room or for their session.
     freezing: Vec<Freezing>,
     /// Where the next connection goes.
@@ -64,7 +63,7 @@ impl HandoffJob {
     fn new(reload: u64) -> Self {
         Self {
             report: HandoffReport { reload, ..HandoffReport::default() },
-            waiting: VecDeque::new(),
+            waiting: Order::default(),
             freezing: Vec::new(),
             next_channel: 0,
             emptying: false,
@@ -89,7 +88,7 @@ impl HandoffJob {
     /// A connection that was accepted while the handoff runs.
     pub fn add_newcomer(&mut self, key: usize) {
         if !self.cancelled {
-            self.waiting.push_back(key);
+            self.waiting.push(key, Mark::Idle);
             self.reported = false;
         }
     }
@@ -127,11 +126,8 @@ impl Worker {
             if entry.moving == Moving::Stays {
                 entry.moving = Moving::No; // it is offered again at every reload
             }
-            if entry.active_ms >= active_after {
-                job.waiting.push_front(key);
-            } else {
-                job.waiting.push_back(key);
-            }
+            let is_active = entry.active_ms >= active_after;
+            job.waiting.push(key, if is_active { Mark::Active } else { Mark::Idle });
         }
         self.status.draining.clear();
         self.job = Some(job);
@@ -155,7 +151,7 @@ impl Worker {
         let job = self.job.get_or_insert_with(|| HandoffJob::new(reload));
         job.cancelled = true;
         job.reported = false;
-        job.waiting.clear();
+        job.waiting = Order::default();
         for Freezing { key, .. } in std::mem::take(&mut job.freezing) {
             self.stay(key, None);
         }
@@ -350,14 +346,14 @@ impl Worker {
             let Some(entry) =
                 self.entries.get(key).filter(|e| e.moving == Moving::No && !e.closing)
             else {
-                job.waiting.pop_front();
+                job.waiting.pop();
                 continue;
             };
             let wanted = record::estimate(entry);
             if wanted > bytes {
                 break; // until an answer frees room: nobody is frozen to wait in a queue
             }
-            job.waiting.pop_front();
+            job.waiting.pop();
             bytes -= wanted;
             places -= 1;
             self.freeze(key);
@@ -369,7 +365,8 @@ impl Worker {
                 channel.phase() == Phase::Closed || channel.info.write_format.is_none()
             });
         if hopeless {
-            for key in std::mem::take(&mut job.waiting) {
+            let mut waiting = std::mem::take(&mut job.waiting);
+            while let Some(key) = waiting.pop() {
                 if self.entries.get(key).is_some_and(|entry| entry.moving == Moving::No) {
                     self.stay(key, Some("channel-closed"));
                 }
@@ -482,7 +479,7 @@ impl Worker {
                 job.freezing.retain(|one| one.key != key);
                 if hindrance == Hindrance::NoRoom {
                     // Not its fault: it is served until there is room, then frozen again.
-                    job.waiting.push_back(key);
+                    job.waiting.push(key, Mark::Idle);
                 }
             }
             self.stay(key, hindrance.reason());

@@ -16,6 +16,7 @@ mod hostile_half_closed;
 mod hostile_port;
 mod http1_differential;
 mod layers;
+mod library;
 mod push;
 mod steering;
 mod supervisor;

@@ -8,10 +8,14 @@ use crate::lab::client;
 use crate::skip::skip;
 use crate::supervisor::engine::{Engine, Options};
 
-/// Cargo builds examples beside the tests, unless it was asked for this test alone.
 fn adder() -> Option<PathBuf> {
+    example("adder")
+}
+
+/// Cargo builds examples beside the tests, unless it was asked for this test alone.
+pub fn example(name: &str) -> Option<PathBuf> {
     let test = std::env::current_exe().expect("current_exe");
-    let path = test.parent()?.parent()?.join("examples/adder");
+    let path = test.parent()?.parent()?.join("examples").join(name);
     path.exists().then_some(path)
 }
 
