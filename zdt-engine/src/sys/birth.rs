@@ -111,10 +111,9 @@ impl Birth {
 
     fn apply(&self) -> io::Result<()> {
         if let Some(group) = &self.group {
-            // SAFETY: writes one byte of a literal to a descriptor that `self` owns; 0 is whoever writes.
-            check(
-                unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) } as libc::c_int
-            )?;
+            // SAFETY: reads one byte of a literal, and writes it to a descriptor that `self` owns.
+            let written = unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+            check(if written < 0 { -1 } else { 0 })?;
         }
         if let Some(cpu) = self.cpu {
             // SAFETY: an all-zero set is an empty one; `cpu` is checked to be inside it.
