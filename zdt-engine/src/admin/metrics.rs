@@ -22,7 +22,8 @@ pub fn render(status: &Status, readiness: Readiness) -> String {
     for name in ["healthy", "reloading", "degraded"] {
         health.labelled(&[("status", name)], if status.status == name { 1.0 } else { 0.0 });
     }
-    let ready = if readiness == Readiness::Ready { 1.0 } else { 0.0 };
+    let ready = matches!(readiness, Readiness::Ready | Readiness::Degraded);
+    let ready = if ready { 1.0 } else { 0.0 };
     page.gauge("zdt_ready", "1 while new connections are welcome.").plain(ready);
     page.gauge("zdt_uptime_seconds", "Since the supervisor took over.")
         .plain(status.uptime_seconds);
@@ -119,7 +120,13 @@ fn counters(page: &mut Page, status: &Status) {
         ("websocket_messages_sent", "WebSocket messages sent.", counters.messages_sent),
         ("received_bytes", "Bytes received from clients.", counters.bytes_received),
         ("sent_bytes", "Bytes sent to clients.", counters.bytes_sent),
-        ("worker_crashes", "Workers that died.", totals.crashes),
+        ("worker_crashes", "Workers that died after they had served.", totals.crashes),
+        (
+            "worker_failed_starts",
+            "Workers that died before they could serve.",
+            totals.failed_starts,
+        ),
+        ("worker_hangs", "Workers that did not come round and were killed.", totals.hung),
         ("worker_respawns", "Workers that were restarted.", totals.respawns),
     ] {
         page.counter(&format!("zdt_{name}_total"), help).plain(float(value));

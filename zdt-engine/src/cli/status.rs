@@ -78,6 +78,14 @@ fn print(status: &Status) {
             );
         }
     }
+    let confinement = &status.confinement;
+    println!(
+        "limits of a worker: memory {}, CPU {}, descriptors {}; system calls: {}",
+        confinement.memory, confinement.cpu, confinement.open_files, confinement.seccomp
+    );
+    if let Some(why) = &confinement.no_cgroup_because {
+        println!("  no control groups: {why}");
+    }
     let totals = status.totals;
     println!(
         "{} reloads, {} failed; {} crashes, {} restarts; {} connections migrated, {} lost",

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::engine::{Engine, Options};
-use crate::lab::eventually;
+use crate::lab::{client, eventually};
 
 const HEARTBEAT: &str = "workers = 2\n[supervision]\nheartbeat_timeout_ms = 2000\n";
 
@@ -81,10 +81,51 @@ fn a_crash_loop_ends_degraded() {
 }
 
 #[test]
+fn a_restart_that_hangs_is_a_start_that_failed() {
+    let engine = Engine::start(Options {
+        config: "[respawn]\nlimit = 1\nwindow_ms = 600000\n[reload]\nready_timeout_ms = 4000\n"
+            .into(),
+        ..Options::faults("worker.start@2=stop")
+    });
+    let stopped = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    let reload = engine.zdt_in_background(&["reload", "--json"]);
+    eventually("green has stopped", || {
+        let green = engine.workers(2);
+        green.len() == 2 && green.into_iter().all(stopped)
+    });
+    for green in engine.workers(2) {
+        kill(Pid::from_raw(green as i32), Signal::SIGCONT).expect("signal");
+    }
+    let verdict = super::engine::verdict(&super::engine::output_of(reload));
+    assert_eq!(verdict["outcome"], "committed", "{verdict}");
+    // The one that takes its place stops as well, and nobody lets it go on.
+    let victim = engine.workers(2)[0];
+    kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("signal");
+    eventually("it is given up", || {
+        engine.status()["problems"].to_string().contains("is not restarted any more")
+    });
+    let status = engine.status();
+    let problems = status["problems"].to_string();
+    assert!(problems.contains("crashed once and failed to start once"), "{problems}");
+    assert!(problems.contains("was not ready in time"), "{problems}");
+    assert_eq!(status["totals"]["failed_starts"], 1, "{status}");
+    engine.ask("its-neighbour");
+}
+
+#[test]
 fn starts_that_fail_are_told_from_crashes() {
-    let engine = Engine::start(Options::config("[respawn]\nlimit = 3\nwindow_ms = 600000\n"));
-    let admin_is_off = engine.status();
-    assert_eq!(admin_is_off["totals"]["failed_starts"], 0);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let admin = free.expect("a free port");
+    let options = Options::config("[respawn]\nlimit = 3\nwindow_ms = 600000\n");
+    let engine = Engine::start(options.and("--admin", &admin.to_string()));
+    let readiness = || {
+        let request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        String::from_utf8(client::exchange(admin, request)).expect("UTF-8")
+    };
+    assert!(readiness().ends_with("{\"status\":\"ready\"}"), "{}", readiness());
     // What a new worker needs cannot be made.
     for id in 3..=6 {
         std::fs::create_dir(engine.run_dir().join(format!("worker-{id}.sock"))).expect("mkdir");
@@ -103,6 +144,8 @@ fn starts_that_fail_are_told_from_crashes() {
     assert!(problems.contains("its socket cannot be made"), "{problems}");
     assert_eq!(status["totals"]["crashes"], 1, "{status}");
     assert_eq!(status["totals"]["failed_starts"], 3, "{status}");
+    assert!(readiness().starts_with("HTTP/1.1 200 "), "{}", readiness());
+    assert!(readiness().ends_with("{\"status\":\"degraded\"}"), "{}", readiness());
     // The neighbour has its sockets.
     for number in 0..40 {
         engine.ask(&number.to_string());
