@@ -19,8 +19,11 @@ const PYTHON_PACKAGES: [(&str, &str); 4] = [
     ("kosoku==0.1.0", "runs the cases of the Autobahn test suite"),
 ];
 
-/// Programs that tests use if they are there, and what each is for.
-const PROGRAMS: [(&str, &str); 1] = [("curl", "an HTTP client that is not ours")];
+/// Programs that tests use if they are there, a flag that asks whether they are, and what each is for.
+const PROGRAMS: [(&str, &str, &str); 2] = [
+    ("curl", "--version", "an HTTP client that is not ours"),
+    ("haproxy", "-v", "a proxy in front that tells who its clients are"),
+];
 
 /// What the tests are told, and what they have to do without.
 pub struct Clients {
@@ -44,8 +47,8 @@ pub fn fetch() -> Clients {
             clients.missing.push(format!("Python clients {}: {error:#}", purposes.join(", ")));
         }
     }
-    for (program, purpose) in PROGRAMS {
-        if output_of(program, ["--version"]).is_none() {
+    for (program, flag, purpose) in PROGRAMS {
+        if output_of(program, [flag]).is_none() {
             clients.missing.push(format!("{program} ({purpose}): not installed"));
         }
     }

@@ -13,15 +13,19 @@
 mod changes;
 mod environment;
 mod file;
+mod network;
 mod secret;
 mod settings;
 mod sources;
 mod suggest;
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 pub use changes::{Change, FIXED};
 pub use environment::{ENVIRONMENT, EnvironmentName, Form};
+pub use network::Network;
 pub use secret::Secret;
 pub use settings::{
     AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
@@ -47,6 +51,26 @@ pub struct WorkerConfig {
     pub receive_buffers: ReceiveBuffers,
     /// What the worker confines itself to once it has started.
     pub confinement: Confinement,
+    /// Where proxies in front tell who their clients are.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// See [`WorkerConfig::proxy_protocol`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxyProtocol {
+    /// Public addresses on which every connection begins with a header, version 1 or 2.
+    pub listeners: Vec<SocketAddr>,
+    /// Who may connect there.
+    pub trusted: Vec<Network>,
+    /// From the accept to the end of the header.
+    pub header_timeout_ms: u64,
+}
+
+impl Default for ProxyProtocol {
+    fn default() -> Self {
+        Self { listeners: Vec::new(), trusted: Vec::new(), header_timeout_ms: 3_000 }
+    }
 }
 
 /// See [`WorkerConfig::confinement`].
@@ -188,6 +212,7 @@ impl Default for WorkerConfig {
             handoff: HandoffOptions::default(),
             state: StateOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
+            proxy_protocol: ProxyProtocol::default(),
             confinement: Confinement::default(),
         }
     }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Confinement, HandoffOptions, Limits, ReceiveBuffers, SeccompMode, Secret, StateOptions,
-    WebSocketOptions, WorkerConfig, WorkerLimits,
+    Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers, SeccompMode, Secret,
+    StateOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -94,6 +94,8 @@ pub struct Settings {
     pub state: StateOptions,
     /// Receive buffers of a worker.
     pub receive_buffers: ReceiveBuffers,
+    /// Where proxies in front tell who their clients are.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 impl Default for Settings {
@@ -130,6 +132,7 @@ impl Default for Settings {
             handoff: worker.handoff,
             state: worker.state,
             receive_buffers: worker.receive_buffers,
+            proxy_protocol: worker.proxy_protocol,
         }
     }
 }
@@ -322,6 +325,7 @@ impl Settings {
             handoff: self.handoff.clone(),
             state: self.state.clone(),
             receive_buffers: self.receive_buffers.clone(),
+            proxy_protocol: self.proxy_protocol.clone(),
             confinement: Confinement {
                 seccomp: self.supervision.seccomp,
                 seccomp_allow: self.supervision.seccomp_allow.clone(),
@@ -359,6 +363,7 @@ impl Settings {
             return Err(("workers", format!("at most {MAX_WORKERS}, not {}", self.workers)));
         }
         self.check_admin()?;
+        self.check_proxy_protocol()?;
         if self.service.is_empty() {
             return Err(("service", "is empty; `demo` is built in".into()));
         }
@@ -411,6 +416,23 @@ impl Settings {
         }
         if self.reload.rolling_batch == 0 {
             return Err(("reload.rolling_batch", "must be at least 1".into()));
+        }
+        Ok(())
+    }
+
+    fn check_proxy_protocol(&self) -> Result<(), (&'static str, String)> {
+        let of = &self.proxy_protocol;
+        if let Some(other) = of.listeners.iter().find(|one| !self.listen.contains(one)) {
+            let why = format!("{other} is not among the addresses of `listen`");
+            return Err(("proxy_protocol.listeners", why));
+        }
+        if !of.listeners.is_empty() && of.trusted.is_empty() {
+            let why =
+                "name the proxies in front, such as \"10.0.0.0/8\"; nobody else may connect there";
+            return Err(("proxy_protocol.trusted", why.into()));
+        }
+        if of.header_timeout_ms == 0 {
+            return Err(("proxy_protocol.header_timeout_ms", "must be at least 1".into()));
         }
         Ok(())
     }

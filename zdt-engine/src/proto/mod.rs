@@ -9,6 +9,7 @@
 //! Must not know: I/O, clocks, randomness, the other machines' insides.
 
 pub mod http1;
+pub mod proxy_protocol;
 pub mod websocket;
 
 /// Received bytes, consumed from the front.

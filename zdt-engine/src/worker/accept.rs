@@ -125,7 +125,7 @@ impl Worker {
         // Bounded by the backlog; more that arrive meanwhile are for the next turn of the loop.
         for _ in 0..65_536 {
             match sys::socket::accept(self.listeners[index].socket.as_fd()) {
-                Ok(Some((socket, peer))) => self.on_connection(socket, Some(peer)),
+                Ok(Some((socket, peer))) => self.on_connection(index, socket, Some(peer)),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::debug!("accept: {error}");
@@ -144,7 +144,7 @@ impl Worker {
         socket: Option<OwnedFd>,
     ) {
         if let Some(socket) = socket {
-            self.on_connection(socket, None);
+            self.on_connection(index, socket, None);
         }
         let now_ms = self.now_ms;
         let accepting = self.accepting;
@@ -199,7 +199,7 @@ impl Worker {
         next
     }
 
-    fn on_connection(&mut self, socket: OwnedFd, peer: Option<SocketAddr>) {
+    fn on_connection(&mut self, listener: usize, socket: OwnedFd, peer: Option<SocketAddr>) {
         self.status.accepted += 1;
         let peer = peer.or_else(|| sys::socket::peer_address(socket.as_fd()).ok());
         let Some(peer) = peer else { return }; // the client is gone already
@@ -208,11 +208,16 @@ impl Worker {
             let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
             return self.tell(&FromWorker::ProbeSeen { nonce: probe.nonce });
         }
-        let limits = &self.configure.config.limits;
-        let of_address = self.by_address.get(&peer.ip()).copied().unwrap_or(0);
-        let over = self.entries.len() >= limits.max_connections as usize
-            || (limits.max_connections_per_address > 0
-                && of_address >= limits.max_connections_per_address);
+        let proxied = self.wants_preface(self.listeners[listener].info.address, peer);
+        // The proxies' own addresses are not counted.
+        let over = match proxied {
+            None => {
+                self.note_refused(peer);
+                true
+            }
+            Some(true) => self.is_full(),
+            Some(false) => self.is_full() || self.is_over_limit(peer.ip()),
+        };
         if over {
             self.status.rejected += 1;
             let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Both);
@@ -221,7 +226,8 @@ impl Worker {
         self.next_connection += 1;
         let id = u64::from(self.configure.identity.worker) << 40 | self.next_connection;
         let connection = Connection::new(self.now_ms);
-        let entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
+        let mut entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
+        entry.preface = proxied.unwrap_or(false).then(|| self.new_preface());
         let key = self.insert(entry);
         if self.drain.is_some() {
             // It was queued before the listener closed: one answer, then goodbye.
@@ -236,13 +242,25 @@ impl Worker {
 
     /// Enters a connection into every table.
     pub(super) fn insert(&mut self, entry: Entry) -> usize {
-        self.join_address(entry.peer.ip());
+        if entry.preface.is_none() {
+            self.join_address(entry.peer.ip());
+        }
         let key = self.entries.insert(entry);
         self.publish_load();
         key
     }
 
-    fn join_address(&mut self, address: IpAddr) {
+    fn is_full(&self) -> bool {
+        self.entries.len() >= self.configure.config.limits.max_connections as usize
+    }
+
+    /// Whether one more connection of that address is one too many.
+    pub(super) fn is_over_limit(&self, address: IpAddr) -> bool {
+        let most = self.configure.config.limits.max_connections_per_address;
+        most > 0 && self.by_address.get(&address).copied().unwrap_or(0) >= most
+    }
+
+    pub(super) fn join_address(&mut self, address: IpAddr) {
         if self.configure.config.limits.max_connections_per_address > 0 {
             *self.by_address.entry(address).or_insert(0) += 1;
         }
@@ -265,6 +283,7 @@ impl Worker {
                 self.drop_connection(key);
                 self.tell(&FromWorker::ProbeSeen { nonce });
             }
+            None if self.was_refused(peer) => self.tell(&FromWorker::ProbeSeen { nonce }),
             None => self.probes.push(Probe { nonce, peer }),
         }
     }

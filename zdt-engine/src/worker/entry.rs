@@ -11,6 +11,7 @@ use crate::service::ConnectionId;
 use crate::uring::Operation;
 
 use super::places::Places;
+use super::preface::Preface;
 
 /// A send in flight.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +68,8 @@ pub struct Entry {
     pub fresh: bool,
     /// See [`Moving`].
     pub moving: Moving,
+    /// The header of a proxy in front, as long as it has not come whole.
+    pub preface: Option<Box<Preface>>,
     /// CLOCK_BOOTTIME when its freeze began.
     pub frozen_ns: u64,
 }
@@ -95,6 +98,7 @@ impl Entry {
             closing: false,
             fresh: false,
             moving: Moving::No,
+            preface: None,
             frozen_ns: 0,
         }
     }

@@ -173,6 +173,12 @@ impl Worker {
         entry.scheduled_ms = u64::MAX;
         let end = entry.connection.receive_end;
         let has_pending = entry.connection.has_events_due();
+        if let Some(mut behind) = self.take_preface(key, &[], true) {
+            self.take_in(key, &mut behind);
+        }
+        if !self.entries.contains(key) {
+            return;
+        }
         self.send_unsent(key);
         self.with_every_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {

@@ -12,6 +12,7 @@
 //! | `accept` | listeners, limits, probes |
 //! | `commands` | control messages |
 //! | `outgoing`, `incoming` | the two directions of a handoff |
+//! | `preface` | what a proxy in front says of the client |
 //! | `record` | one connection as a state record |
 //! | `rehearsal` | what a handoff would move, tried aside |
 //! | `inbox` | messages from other threads |
@@ -31,6 +32,7 @@ mod incoming;
 mod outgoing;
 mod pace;
 mod places;
+mod preface;
 mod record;
 mod rehearsal;
 mod startup;
@@ -97,6 +99,8 @@ struct Worker {
     /// When the accept queues are looked into next, woken or not.
     next_sweep_ms: u64,
     probes: Vec<accept::Probe>,
+    /// Peers that no proxy stands for, refused lately.
+    refused: std::collections::VecDeque<std::net::SocketAddr>,
 
     channels: Slab<Channel>,
     job: Option<HandoffJob>,

@@ -14,6 +14,7 @@ use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
 use crate::sys;
 
 use super::entry::Entry;
+use super::preface::{Preface, TAG_PREFACE};
 
 /// Identity, peer, timer.
 const TAG_ENTRY: u16 = 16;
@@ -22,9 +23,9 @@ const TAG_UNSENT: u16 = 17;
 /// The session: kind, then what it saved.
 const TAG_SESSION: u16 = 18;
 
-const KNOWN_SECTIONS: [u16; 7] = {
+const KNOWN_SECTIONS: [u16; 8] = {
     let [a, b, c, d] = conn::KNOWN_SECTIONS;
-    [a, b, c, d, TAG_ENTRY, TAG_UNSENT, TAG_SESSION]
+    [a, b, c, d, TAG_ENTRY, TAG_UNSENT, TAG_SESSION, TAG_PREFACE]
 };
 
 /// Most unsent bytes of a connection that are taken over.
@@ -123,6 +124,9 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
             | if only.wants_room { FLAG_WANTS_ROOM } else { 0 },
     };
     writer.section(TAG_ENTRY, 1, false, &head, &[]);
+    if let Some(preface) = &entry.preface {
+        preface.save(now_ms, &mut writer);
+    }
     if !entry.unsent.is_empty() {
         writer.section(TAG_UNSENT, 1, false, &[0u8; 0], &[&entry.unsent]);
     }
@@ -211,6 +215,7 @@ pub fn restore_at(
         only.timer_due_ms = environment.now_ms.saturating_add(remaining_ms);
     }
     only.wants_room = head.flags & FLAG_WANTS_ROOM != 0;
+    entry.preface = Preface::restore(&record, environment.now_ms, transit_ms)?.map(Box::new);
     if let Some(section) = record.section(TAG_UNSENT) {
         if section.tail().len() > MAX_UNSENT_BYTES {
             return Err(RestoreError::OutOfRange("the unsent output"));

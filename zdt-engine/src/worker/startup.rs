@@ -232,6 +232,7 @@ impl Worker {
             accepting: true,
             next_sweep_ms: 0,
             probes: Vec::new(),
+            refused: Default::default(),
             channels: Slab::new(),
             job: None,
             intake: Intake::new(),

@@ -61,7 +61,16 @@ impl Worker {
     }
 
     /// All that is received for a connection enters it here.
-    fn take_in(&mut self, key: usize, bytes: &mut [u8]) {
+    pub(super) fn take_in(&mut self, key: usize, bytes: &mut [u8]) {
+        let mut behind = None;
+        if self.entries[key].preface.is_some() {
+            let parse = self.entries[key].moving != Moving::Freezing;
+            behind = self.take_preface(key, bytes, parse);
+            if behind.as_ref().is_none_or(Vec::is_empty) {
+                return self.schedule(key);
+            }
+        }
+        let bytes = behind.as_deref_mut().unwrap_or(bytes);
         let entry = &mut self.entries[key];
         if entry.moving == Moving::Freezing || entry.paused {
             entry.connection.keep(bytes);
@@ -316,6 +325,7 @@ impl Worker {
         };
         let due = entry.connection.deadline_ms(&environment).unwrap_or(u64::MAX);
         let due = due.min(entry.places.timer_due_ms());
+        let due = due.min(entry.preface.as_ref().map_or(u64::MAX, |preface| preface.deadline_ms));
         if due < entry.scheduled_ms {
             entry.scheduled_ms = due;
             let tag = entry.tag();
@@ -335,6 +345,10 @@ impl Worker {
         }
         if entry.fresh {
             return self.schedule_in(key, 1);
+        }
+        if entry.preface.as_ref().is_some_and(|preface| preface.deadline_ms <= self.now_ms) {
+            self.status.rejected += 1;
+            return self.drop_connection(key);
         }
         while let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.is_served())
             && let Some(slot) = entry.places.due(self.now_ms)
@@ -416,7 +430,9 @@ impl Worker {
     pub(super) fn forget(&mut self, key: usize) -> Entry {
         let entry = self.entries.remove(key);
         self.pushable.remove(&entry.id);
-        self.leave_address(entry.peer.ip());
+        if entry.preface.is_none() {
+            self.leave_address(entry.peer.ip());
+        }
         self.publish_load();
         entry
     }

@@ -17,6 +17,7 @@ mod hostile_port;
 mod http1_differential;
 mod layers;
 mod library;
+mod proxy_protocol;
 mod push;
 mod steering;
 mod supervisor;
