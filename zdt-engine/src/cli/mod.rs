@@ -83,6 +83,9 @@ struct SettingsArgs {
     /// Whom the workers run as, if started by root.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Group of the workers, if started by root; the user's own by default
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
     /// Whether eBPF steers new connections.
     #[arg(long, value_enum)]
     steering: Option<SteeringMode>,

@@ -50,6 +50,9 @@ pub(super) fn sources(args: SettingsArgs, services: &Services) -> Sources {
     if let Some(service) = args.service {
         overrides.set("service", service);
     }
+    if let Some(group) = args.group {
+        overrides.set("group", group);
+    }
     if let Some(user) = args.user {
         overrides.set("user", user);
     }

@@ -99,9 +99,9 @@ impl Core {
         let normal = birth::own_nice();
         // Where priority cannot be given back, it is not taken.
         if beside_blue && lower > 0 && birth::may_set_nice(normal) {
-            Priority { nice: normal + i32::from(lower), yields: true }
+            Priority { nice: normal + i32::from(lower) }
         } else {
-            Priority { nice: normal, yields: false }
+            Priority { nice: normal }
         }
     }
 
@@ -149,7 +149,7 @@ impl Core {
     /// Gives workers the priority of the supervisor: those that started with less have, from now on,
     /// clients to serve.
     pub fn restore_priority(&self, workers: impl IntoIterator<Item = WorkerId>) {
-        let normal = Priority { nice: birth::own_nice(), yields: false };
+        let normal = Priority { nice: birth::own_nice() };
         for (id, worker) in workers.into_iter().filter_map(|id| Some((id, self.workers.get(&id)?)))
         {
             if let Err(error) = birth::set_priority(worker.process.pid(), normal) {

@@ -42,9 +42,6 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let loaded = sources.load_shown()?;
     // Before there are other threads.
     super::privileges::give_up_others();
-    if let Err(error) = sys::birth::give_way() {
-        tracing::debug!(%error, "cannot give way to workers");
-    }
     let runtime =
         tokio_uring::Runtime::new(&tokio_uring::builder()).map_err(StartError::IoUring)?;
     runtime.block_on(supervise(loaded, sources))

@@ -16,7 +16,7 @@ use std::process::Command;
 pub struct Birth {
     /// User and group to become; needs root. Supplementary groups are cleared with it.
     pub user: Option<(u32, u32)>,
-    /// Its weight on the CPU, and how readily it gives way.
+    /// Its share of the CPU, and short turns on it.
     pub priority: Option<Priority>,
     /// The one CPU to run on.
     pub cpu: Option<usize>,
@@ -31,15 +31,14 @@ pub struct Birth {
 /// A thread's claim on the CPU, among ordinary ones (sched_setattr(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Priority {
-    /// Nice value.
+    /// Nice value: its share of the time, where there is not enough.
     pub nice: i32,
-    /// The thread gives way at once when one of the usual kind wakes up, rather than at the end of its turn.
-    /// Its share of the time stays what its nice value gives it. No effect before Linux 6.12.
-    pub yields: bool,
 }
 
-/// A thread with so long a turn is preempted by any other that wakes up; the longest there is.
-const LONG_SLICE_NS: u64 = 100_000_000;
+/// How long a turn on the CPU is asked for, from Linux 6.12 on; the usual is a few times as much. Who asks
+/// for less gets it sooner: a thread that wakes up with a message to answer does not wait for the end of
+/// the turn of whoever is compiling, starting or logging beside it. Its share of the time is the same.
+const TURN_NS: u64 = 300_000;
 
 /// `struct sched_attr`, of its first version.
 #[repr(C)]
@@ -67,8 +66,7 @@ impl Priority {
             flags: 0,
             nice: self.nice,
             priority: 0,
-            // 0 is the usual.
-            runtime: if self.yields { LONG_SLICE_NS } else { 0 },
+            runtime: TURN_NS,
             deadline: 0,
             period: 0,
         };
@@ -195,14 +193,6 @@ fn clear_capabilities() -> io::Result<()> {
     check(if result < 0 { -1 } else { 0 })
 }
 
-/// The calling thread, and those that it will start, give way to others that wake up.
-///
-/// # Errors
-/// What sched_setattr(2) says.
-pub fn give_way() -> io::Result<()> {
-    Priority { nice: own_nice(), yields: true }.give(0)
-}
-
 /// The nice value of this process.
 pub fn own_nice() -> i32 {
     // SAFETY: two integers. An error cannot occur for the own process, and -1 is a valid answer.
@@ -319,8 +309,8 @@ mod tests {
         let own = own_nice();
         let mut command = Command::new("/bin/cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
-        let lower = Priority { nice: own + 3, yields: true };
-        let normal = Priority { nice: own, yields: false };
+        let lower = Priority { nice: own + 3 };
+        let normal = Priority { nice: own };
         Birth { priority: Some(lower), ..Birth::default() }.of(&mut command);
         let mut child = command.spawn().unwrap();
         assert_eq!(nice_of(child.id()), own + 3);

@@ -31,12 +31,14 @@ const WITHOUT_MUST_NOT_KNOW: [(&str, &str); 2] =
 const UNSAFE: [&str; 4] = ["sys", "uring", "shm", "fdpass"];
 
 /// Crates that stand for a layer's task, and where that task is.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("aya", &["steering"]),
     ("axum", &["admin"]),
+    ("caps", &["supervisor"]),
     ("clap", &["cli", "config"]),
     ("io_uring", &["uring"]),
     ("memmap2", &["shm"]),
+    ("seccompiler", &["sys"]),
     ("tokio", &["supervisor", "admin"]),
     ("tokio_uring", &["supervisor"]),
     ("toml", &["config"]),
