@@ -2,7 +2,7 @@
 //!
 //! Compiled to nothing unless the `fault-points` feature is on, which only the tests turn on. The
 //! variable `ZDT_FAULT` holds a comma-separated list of `NAME@GENERATION=ACTION[:NTH]`; generation 0
-//! is the supervisor, `*` is any process. `NTH` (1 by default) is the passage that triggers it; `*` is
+//! is the supervisor, `successor` one that was started to replace it, `*` is any process. `NTH` (1 by default) is the passage that triggers it; `*` is
 //! every one.
 //! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; the test sends SIGCONT), `fail`
 //! ([`triggered`] returns true and the caller takes its error path), `exit` (exit code 3), `spin` (an endless
@@ -26,6 +26,9 @@ macro_rules! fault_point {
 mod armed {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// The generation of a supervisor that was started to replace another one.
+    pub const SUCCESSOR: u32 = u32::MAX;
 
     enum Action {
         Kill,
@@ -59,7 +62,11 @@ mod armed {
             let (action, nth) = action.split_once(':').unwrap_or((action, "1"));
             Some(Armed {
                 name: name.to_owned(),
-                generation: if generation == "*" { None } else { Some(generation.parse().ok()?) },
+                generation: match generation {
+                    "*" => None,
+                    "successor" => Some(SUCCESSOR),
+                    number => Some(number.parse().ok()?),
+                },
                 action: match action {
                     "kill" => Action::Kill,
                     "stop" => Action::Stop,
@@ -120,7 +127,11 @@ mod armed {
 }
 
 #[cfg(feature = "fault-points")]
-pub use armed::{set_generation, triggered};
+pub use armed::{SUCCESSOR, set_generation, triggered};
+
+/// The generation of a supervisor that was started to replace another one.
+#[cfg(not(feature = "fault-points"))]
+pub const SUCCESSOR: u32 = u32::MAX;
 
 /// Tells which generation this process belongs to.
 #[cfg(not(feature = "fault-points"))]

@@ -24,8 +24,14 @@ pub async fn serve(listener: tokio::net::TcpListener, handle: Handle) {
         Err(error) => return tracing::error!(%error, "the admin endpoint cannot be served"),
     };
     let guard = Guard { address, token: handle.admin_token() };
+    let over = handle.clone();
     let router = router(handle).layer(axum::middleware::from_fn_with_state(guard, guard::check));
-    if let Err(error) = axum::serve(BoundedListener::new(listener), router).await {
+    let served = axum::serve(BoundedListener::new(listener), router);
+    // Whoever is being served gets an answer; the next request finds the next supervisor.
+    let served = served.with_graceful_shutdown(async move {
+        over.handed_over().await;
+    });
+    if let Err(error) = served.await {
         tracing::error!(%error, "the admin endpoint has ended");
     }
 }
@@ -52,7 +58,7 @@ async fn health(State(handle): State<Handle>) -> Response {
 /// 200 while new connections are welcome.
 async fn readiness(State(handle): State<Handle>) -> Response {
     let (code, text) = match handle.readiness() {
-        Readiness::Ready => (StatusCode::OK, "ready"),
+        Readiness::Ready | Readiness::HandedOver => (StatusCode::OK, "ready"),
         Readiness::Degraded => (StatusCode::OK, "degraded"),
         Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         Readiness::NoWorker => (StatusCode::SERVICE_UNAVAILABLE, "no worker accepts"),

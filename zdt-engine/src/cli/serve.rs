@@ -10,6 +10,11 @@ use crate::service::Services;
 use crate::supervisor;
 
 pub(super) fn run(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
+    // A supervisor that has started this process hears why it will have no successor.
+    serve(args, services).inspect_err(|message| supervisor::decline(message))
+}
+
+fn serve(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
     let sources = sources(args.settings, services);
     let settings = sources.load().map_err(|error| error.to_string())?;
     check_service(&settings, services)?;

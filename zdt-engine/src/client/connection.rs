@@ -101,14 +101,22 @@ impl Client {
     /// See [`ClientError`].
     pub fn stop(&mut self, now: bool) -> Result<u32, ClientError> {
         // Before the request, while it is certain who has this number.
-        let process = sys::pidfd_open(self.pid).map_err(ClientError::Broken)?;
-        let workers = match self.ask(&Request::Stop { now })? {
-            Reply::Stopping { workers } => workers,
+        let listens = sys::pidfd_open(self.pid).ok();
+        let (workers, pid) = match self.ask(&Request::Stop { now })? {
+            Reply::Stopping { workers, pid } => (workers, pid),
             _ => return Err(ClientError::Unexpected),
         };
+        // Another one answers if it was replaced meanwhile. One that is gone has stopped.
+        let process = match listens {
+            Some(process) if pid == self.pid => process,
+            _ => match sys::pidfd_open(pid) {
+                Ok(process) => process,
+                Err(_) => return Ok(workers),
+            },
+        };
         while !is_readable(&process, PATIENCE).map_err(ClientError::Broken)? {
-            if matches!(process_state(self.pid), Some('T' | 't')) {
-                return Err(silence(self.pid));
+            if matches!(process_state(pid), Some('T' | 't')) {
+                return Err(silence(pid));
             }
         }
         Ok(workers)

@@ -59,13 +59,15 @@ pub const ENVIRONMENT: &[EnvironmentName] = &[
     variable("WORKER_FILE_DESCRIPTOR_LIMIT", "worker_limits.open_files", Form::Integer),
     variable("HANDOFF_TIMEOUT", "reload.handoff_timeout_ms", Form::Seconds),
     variable("CONNECTION_COMPRESSION", "state.compression", Form::Boolean),
+    variable("HANDOFF_SOCKET_PATH", "handoff_socket", Form::Text),
     variable("SOCKET_REUSE_PORT", "reuse_port", Form::Boolean),
     variable("ZERO_DOWNTIME_ADMIN_TOKEN", "admin_token", Form::Secret),
     variable("ZERO_DOWNTIME_ADMIN_TOKEN_FILE", "admin_token_file", Form::Text),
 ];
 
 /// Names that begin like variables of zdt and are something else.
-const FOREIGN: &[&str] = &["ZDT_FAULT", "ZDT_STEERING_OBJECT", "ZDT_WRITE_GOLDEN", "ZDT_SEED"];
+const FOREIGN: &[&str] =
+    &["ZDT_FAULT", "ZDT_PREDECESSOR", "ZDT_STEERING_OBJECT", "ZDT_WRITE_GOLDEN", "ZDT_SEED"];
 const FOREIGN_PREFIXES: &[&str] = &["ZDT_TEST_", "ZDT_BENCH_"];
 /// Nobody else uses names that begin so.
 const OWN_PREFIXES: &[&str] = &["ZDT_", "ZERO_DOWNTIME_"];

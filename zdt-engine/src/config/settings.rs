@@ -18,7 +18,7 @@ pub const MAX_WORKERS: u32 = 128;
 
 /// Settings that have no default.
 pub(super) const OPTIONAL: &[&str] =
-    &["run_dir", "executable", "group", "admin_token", "admin_token_file"];
+    &["run_dir", "handoff_socket", "executable", "group", "admin_token", "admin_token_file"];
 
 /// A worker without connections, its rings in a handoff, and room for its service.
 const MIN_WORKER_BYTES: u64 = 32 << 20;
@@ -44,6 +44,8 @@ pub struct Settings {
     pub admin_token_file: Option<PathBuf>,
     /// Directory of the control socket, the workers' sockets and the supervisor's state.
     pub run_dir: Option<PathBuf>,
+    /// Where a supervisor hands over to its successor; `handoff.sock` in the run directory by default.
+    pub handoff_socket: Option<PathBuf>,
     /// The program that workers are started from; that of the supervisor by default.
     pub executable: Option<PathBuf>,
     /// Whom the workers run as, if the supervisor is root.
@@ -107,6 +109,7 @@ impl Default for Settings {
             admin_token: None,
             admin_token_file: None,
             run_dir: None,
+            handoff_socket: None,
             executable: None,
             user: "nobody".to_owned(),
             group: None,
@@ -292,6 +295,9 @@ pub enum Strategy {
     BlueGreen,
     /// A few workers at a time, each handing its connections to the one in its place.
     Rolling,
+    /// The supervisor is replaced first, by the program that is on disk; the workers follow by
+    /// blue-green.
+    SocketHandoff,
 }
 
 impl Strategy {
@@ -300,6 +306,7 @@ impl Strategy {
         match self {
             Strategy::BlueGreen => "blue-green",
             Strategy::Rolling => "rolling",
+            Strategy::SocketHandoff => "socket-handoff",
         }
     }
 }

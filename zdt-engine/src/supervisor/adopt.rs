@@ -1,15 +1,19 @@
-//! Finding the workers that a dead supervisor has left behind, and hearing what they have.
+//! Finding the workers of another supervisor, dead or about to go, and hearing what they have.
 //!
 //! Must not know: what becomes of them.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::WorkerId;
 use super::link::{LinkEvent, receive, watched};
 use super::rundir::{RunDir, connect_to_worker};
 use super::store::State;
+use super::successor::Estate;
 use super::workers::own_hello;
 use crate::control::{Adopted, FromWorker, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
 use crate::fdpass;
@@ -33,87 +37,130 @@ pub(super) struct Answer {
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// What a dead supervisor has left behind.
+/// What another supervisor has left.
 pub(super) struct Predecessor {
     pub state: Option<State>,
     pub survivors: Vec<Survivor>,
+    /// What it left to this process expressly; nothing, if it was killed.
+    pub estate: Option<Box<Estate>>,
+}
+
+/// A worker that was greeted, and still obeys another supervisor.
+pub(super) struct Greeted {
+    pub id: WorkerId,
+    /// What it said; `None` if it hangs.
+    pub hello: Option<Hello>,
+    socket: AsyncFd<OwnedFd>,
 }
 
 /// Connects to every worker of the run directory; `None` if none lives.
 pub(super) async fn find(run_dir: &RunDir, state: Option<State>) -> Option<Predecessor> {
-    let workers = run_dir.workers().unwrap_or_default();
+    let greeted = greet_all(run_dir).await;
+    let survivors = adopt_all(run_dir, greeted).await;
+    (!survivors.is_empty()).then_some(Predecessor { state, survivors, estate: None })
+}
+
+/// Greets every worker of the run directory, which changes nothing for any of them.
+pub(super) async fn greet_all(run_dir: &RunDir) -> Vec<Greeted> {
     let mut asked = Vec::new();
-    for id in workers {
+    for id in run_dir.workers().unwrap_or_default() {
         match connect_to_worker(run_dir.path(), id) {
-            Ok(socket) => {
-                asked.push((id, tokio::task::spawn_local(ask(id, socket))));
-            }
+            Ok(socket) => asked.push((id, tokio::task::spawn_local(greet(id, socket)))),
             Err(error) => {
                 tracing::info!(worker = id, %error, "has died meanwhile");
                 run_dir.remove_worker(id);
             }
         }
     }
-    let mut survivors = Vec::new();
+    let mut greeted = Vec::new();
     for (id, answer) in asked {
         match answer.await {
-            Ok(Some((socket, answer))) => survivors.push(Survivor { id, socket, answer }),
+            Ok(Some(worker)) => greeted.push(worker),
             Ok(None) | Err(_) => {
                 tracing::info!(worker = id, "has died meanwhile");
                 run_dir.remove_worker(id);
             }
         }
     }
-    (!survivors.is_empty()).then_some(Predecessor { state, survivors })
+    greeted
 }
 
-/// Greets a worker and asks what it has; `None` if it died.
-async fn ask(id: WorkerId, socket: OwnedFd) -> Option<(OwnedFd, Option<Answer>)> {
-    for message in [ToWorker::Hello(own_hello()), ToWorker::Adopt] {
-        let bytes = serde_json::to_vec(&message).ok()?;
-        fdpass::send(socket.as_fd(), &[IoSlice::new(&bytes)], &[]).ok()?;
+/// Takes them over: from here on they obey this process.
+pub(super) async fn adopt_all(run_dir: &RunDir, greeted: Vec<Greeted>) -> Vec<Survivor> {
+    let asked: Vec<_> = greeted
+        .into_iter()
+        .map(|worker| (worker.id, tokio::task::spawn_local(adopt(worker))))
+        .collect();
+    let mut survivors = Vec::new();
+    for (id, answer) in asked {
+        match answer.await {
+            Ok(Some(survivor)) => survivors.push(survivor),
+            Ok(None) | Err(_) => {
+                tracing::info!(worker = id, "has died meanwhile");
+                run_dir.remove_worker(id);
+            }
+        }
     }
-    let socket = watched(socket, tokio::io::Interest::READABLE).ok()?;
-    let mut hello = None;
-    let answer = tokio::time::timeout(PATIENCE, async {
-        let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-        loop {
-            let mut ready = socket.readable().await.ok()?;
-            ready.clear_ready();
-            loop {
-                match receive(socket.as_fd(), &mut buffer) {
-                    Ok(Some(LinkEvent::Message(message, descriptors))) => match *message {
-                        FromWorker::Hello(said) => hello = Some(said),
-                        FromWorker::Adopted(adopted) => {
-                            let hello = hello.take()?;
-                            return Some(Answer { hello, adopted, descriptors });
-                        }
-                        _ => {}
-                    },
-                    Ok(_) => return None,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => return None,
-                }
-            }
-        }
-    })
-    .await;
-    let socket = socket.into_inner();
-    match answer {
-        Ok(Some(answer)) => {
-            if PROTOCOL_VERSIONS.newest_common(answer.hello.protocol).is_none() {
-                tracing::error!(
-                    worker = id,
-                    "speaks control protocols {:?}, this supervisor {PROTOCOL_VERSIONS:?}",
-                    answer.hello.protocol
-                );
-            }
-            Some((socket, Some(answer)))
-        }
-        Ok(None) => None,
+    survivors
+}
+
+/// `None` if it died.
+async fn greet(id: WorkerId, socket: OwnedFd) -> Option<Greeted> {
+    let socket = watched(socket, Interest::READABLE).ok()?;
+    say(&socket, &ToWorker::Hello(own_hello()))?;
+    let hello = match tokio::time::timeout(PATIENCE, hear(&socket)).await {
+        Ok(Some((FromWorker::Hello(hello), _))) => Some(hello),
+        Ok(_) => return None,
         Err(_) => {
             tracing::error!(worker = id, "lives, but does not answer");
-            Some((socket, None))
+            None
         }
+    };
+    if let Some(hello) = &hello
+        && PROTOCOL_VERSIONS.newest_common(hello.protocol).is_none()
+    {
+        tracing::error!(
+            worker = id,
+            "speaks control protocols {:?}, this supervisor {PROTOCOL_VERSIONS:?}",
+            hello.protocol
+        );
+    }
+    Some(Greeted { id, hello, socket })
+}
+
+/// `None` if it died.
+async fn adopt(worker: Greeted) -> Option<Survivor> {
+    let Greeted { id, hello, socket } = worker;
+    say(&socket, &ToWorker::Adopt)?;
+    let answer = match hello {
+        // It was waited for long enough, and will answer late if it does.
+        None => None,
+        Some(hello) => match tokio::time::timeout(PATIENCE, hear(&socket)).await {
+            Ok(Some((FromWorker::Adopted(adopted), descriptors))) => {
+                Some(Answer { hello, adopted, descriptors })
+            }
+            Ok(_) => return None,
+            Err(_) => {
+                tracing::error!(worker = id, "lives, but does not answer any more");
+                None
+            }
+        },
+    };
+    Some(Survivor { id, socket: socket.into_inner(), answer })
+}
+
+fn say(socket: &AsyncFd<OwnedFd>, message: &ToWorker) -> Option<()> {
+    let bytes = serde_json::to_vec(message).ok()?;
+    fdpass::send(socket.as_fd(), &[IoSlice::new(&bytes)], &[]).ok()?;
+    Some(())
+}
+
+/// The next message; `None` if it died, or speaks nonsense.
+async fn hear(socket: &AsyncFd<OwnedFd>) -> Option<(FromWorker, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+    let receive = |socket: &OwnedFd| receive(socket.as_fd(), &mut buffer);
+    match socket.async_io(Interest::READABLE, receive).await.ok()?? {
+        LinkEvent::Message(message, descriptors) => Some((*message, descriptors)),
+        LinkEvent::Malformed(_) | LinkEvent::Exited => None,
     }
 }

@@ -6,17 +6,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
 use super::confining::Groups;
 use super::generations::{Generation, Phase, Worker, WorkerPhase};
-use super::handle::{AdminToken, Command, Counters, FlushReport, Readiness, Totals};
+use super::handle::{AdminToken, Command, Counters, FlushReport, Readiness, Status, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
+use super::news::News;
 use super::previous::Build;
 use super::proving::Proving;
+use super::reception::Doors;
 use super::rehearsals::Rehearsals;
 use super::reload::Verdict;
 use super::reloading::{ActiveReload, QueuedReload, Wanted};
@@ -27,6 +30,7 @@ use super::signals::{SignalEvent, Signals};
 use super::statuses::StatusRequests;
 use super::steer::Steer;
 use super::stopping::Stopping;
+use super::successor::{Estate, Predecessor, Replacement, ToHeir};
 use super::{WorkerId, store};
 use crate::config::{Settings, ShownSetting, Sources};
 use crate::control::ToWorker;
@@ -86,8 +90,37 @@ pub(super) struct Core {
     pub drained_for_restart: bool,
     /// The durable state must be written again.
     pub dirty: bool,
+    /// Where requests come in, to be passed on to a successor.
+    pub doors: Option<Doors>,
+    pub news: Rc<News>,
+    /// A successor that gets ready.
+    pub replacement: Option<Replacement>,
+    /// It is ready.
+    pub heir: Option<ToHeir>,
+    /// Whom this supervisor succeeded, until the workers have followed.
+    pub predecessor: Option<Predecessor>,
     /// The loop ends, with this result.
     pub finished: Option<Result<(), String>>,
+}
+
+/// How a supervisor ends.
+pub(super) enum Ending {
+    /// With its workers.
+    Stopped,
+    /// Its successor has been told to take over.
+    HandedOver(Box<Handover>),
+}
+
+/// What is left of a supervisor that has told its successor to take over.
+pub(super) struct Handover {
+    pub setup: Setup,
+    pub replacement: Replacement,
+    pub channel: ToHeir,
+    pub estate: Estate,
+    pub queued: Option<QueuedReload>,
+    pub doors: Doors,
+    /// How everything was, for whoever still asks here.
+    pub last_status: Box<Status>,
 }
 
 /// What a supervisor has before it knows whether it had a predecessor.
@@ -100,6 +133,7 @@ pub(super) struct Setup {
     pub links: mpsc::Sender<(WorkerId, LinkEvent)>,
     pub readiness: watch::Sender<Readiness>,
     pub admin_token: watch::Sender<AdminToken>,
+    pub news: Rc<News>,
 }
 
 /// What the loop listens to.
@@ -121,6 +155,7 @@ impl Core {
             links,
             readiness,
             admin_token,
+            news,
         } = setup;
         Core {
             settings,
@@ -160,18 +195,55 @@ impl Core {
             unheard: BTreeSet::new(),
             drained_for_restart: false,
             dirty: false,
+            doors: None,
+            news,
+            replacement: None,
+            heir: None,
+            predecessor: None,
             finished: None,
         }
     }
 
-    /// Runs until the supervisor has stopped.
-    pub async fn run(mut self, mut inputs: Inputs) -> Result<(), String> {
+    /// What a supervisor needs in order to begin again.
+    fn into_setup(self) -> Setup {
+        let Core { settings, shown, sources, executable_path, run_dir, .. } = self;
+        let Core { links, readiness, admin_token, news, .. } = self;
+        Setup {
+            settings,
+            shown,
+            sources,
+            executable_path,
+            run_dir,
+            links,
+            readiness,
+            admin_token,
+            news,
+        }
+    }
+
+    /// Runs until the supervisor has stopped, or handed over.
+    pub async fn run(mut self, inputs: &mut Inputs) -> Result<Ending, String> {
         loop {
             self.pump().await;
             self.update_readiness();
             self.save_if_dirty().await;
             if let Some(result) = self.finished.take() {
-                return result;
+                if let Some(predecessor) = self.predecessor.take() {
+                    predecessor.dismiss().await;
+                }
+                return result.map(|()| Ending::Stopped);
+            }
+            if let Some(channel) = self.heir.take()
+                && let Some(estate) = self.hand_over(&channel).await
+                && let Some(replacement) = self.replacement.take()
+                && let Some(doors) = self.doors.take()
+            {
+                let last_status = Box::new(self.last_status());
+                let queued = self.queued.take();
+                let setup = self.into_setup();
+                let handover =
+                    Handover { setup, replacement, channel, estate, queued, doors, last_status };
+                return Ok(Ending::HandedOver(Box::new(handover)));
             }
             let deadline = self.next_deadline();
             let wait = async {
@@ -184,6 +256,7 @@ impl Core {
                 Some((worker, event)) = inputs.links.recv() => self.on_link(worker, event),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
                 signal = inputs.signals.next() => self.on_signal(signal),
+                event = next_event(&mut self.replacement) => self.on_successor(event),
                 () = wait => {}
             }
             self.on_time(Instant::now());
@@ -234,6 +307,7 @@ impl Core {
 
     fn on_time(&mut self, now: Instant) {
         self.reload_on_time(now);
+        self.replacement_on_time(now);
         self.prove_on_time(now);
         self.respawn_on_time(now);
         self.watch_on_time(now);
@@ -248,6 +322,7 @@ impl Core {
         let kills = self.workers.values().filter_map(|worker| worker.kill_at).min();
         [
             self.reload_deadline(),
+            self.replacement.as_ref().map(Replacement::deadline),
             self.proving.deadline(),
             self.respawns.iter().map(|&(at, _, _)| at).min(),
             kills,
@@ -361,7 +436,7 @@ impl Core {
         store::save(&path, &state).await.map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    fn durable_state(&self) -> store::State {
+    pub fn durable_state(&self) -> store::State {
         let worker = |(index, id): (u32, WorkerId)| {
             self.workers.get(&id).map(|worker| store::Worker {
                 id,
@@ -438,5 +513,12 @@ impl Core {
             self.guard.forget(number);
             self.dirty = true;
         }
+    }
+}
+
+async fn next_event(replacement: &mut Option<Replacement>) -> super::successor::Event {
+    match replacement {
+        Some(replacement) => replacement.next_event().await,
+        None => std::future::pending().await,
     }
 }

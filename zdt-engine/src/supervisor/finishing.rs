@@ -3,6 +3,7 @@
 //! Must not know: how it came to this.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -26,7 +27,7 @@ impl Core {
             blue: &BTreeSet::new(),
             migrate: true,
         });
-        let strategy = wanted.wanted.strategy().unwrap_or(self.settings.strategy);
+        let strategy = wanted.shown_strategy(self.settings.strategy);
         self.complete(&mut verdict, strategy, wanted.requested, self.current);
         verdict.reload = 0;
         verdict.rollback = matches!(wanted.wanted, Wanted::Rollback);
@@ -88,6 +89,7 @@ impl Core {
             return;
         }
         self.complete(&mut verdict, reload.strategy, reload.requested, reload.blue);
+        verdict.previous_supervisor = reload.predecessor;
         verdict.restart_required.clone_from(&reload.restart_required);
         verdict.rollback = reload.rollback;
         self.totals.lost_connections += verdict.lost_connections;
@@ -95,6 +97,7 @@ impl Core {
         if reload.blue.is_some() {
             self.announce(verdict, &reload.waiters);
         } else {
+            self.news.ready();
             tracing::info!(
                 generation = verdict.generation,
                 workers = verdict.workers,
@@ -210,6 +213,7 @@ impl Core {
     ) {
         let strategy = if self.drained_for_restart { restart::NAME } else { strategy.name() };
         verdict.strategy = strategy.to_owned();
+        verdict.supervisor = std::process::id();
         verdict.duration_ms = requested.elapsed().as_secs_f64() * 1_000.0;
         verdict.steering = self.steer.name().to_owned();
         verdict.reload = self.next_reload.saturating_sub(1);
@@ -231,13 +235,24 @@ impl Core {
             let why = verdict.error.clone().unwrap_or_default();
             tracing::error!(verdict = text, "reload failed: {why}");
         }
-        for waiter in waiters {
-            let (waiter, verdict) = (waiter.clone(), Box::new(verdict.clone()));
-            // Unlike progress it must arrive; whoever waits reads, or is gone.
-            tokio::task::spawn_local(async move {
-                let _ = waiter.send(Reply::Verdict(verdict)).await;
-            });
-        }
+        let waiters = waiters.to_vec();
+        let told = Box::new(verdict.clone());
+        let (predecessor, news) = (self.predecessor.take(), Rc::clone(&self.news));
+        tokio::task::spawn_local(async move {
+            if let Some(predecessor) = predecessor {
+                // Whoever has the verdict finds one supervisor.
+                predecessor.dismiss().await;
+                news.mute(false);
+            }
+            news.ready();
+            for waiter in waiters {
+                let told = told.clone();
+                // Unlike progress it must arrive; whoever waits reads, or is gone.
+                tokio::task::spawn_local(async move {
+                    let _ = waiter.send(Reply::Verdict(told)).await;
+                });
+            }
+        });
         self.last_verdict = Some(verdict);
     }
 

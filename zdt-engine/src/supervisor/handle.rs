@@ -88,7 +88,13 @@ pub enum Reply {
     Stopping {
         /// Workers that are to end.
         workers: u32,
+        /// The supervisor's process.
+        #[serde(default)]
+        pid: u32,
     },
+    /// The verdict will come from another supervisor, which takes this one's place. Never sent.
+    #[serde(skip)]
+    Inherited,
     /// The request was not understood, or could not be served.
     Error {
         /// What, where, what to do.
@@ -497,6 +503,8 @@ pub enum Readiness {
     NoWorker,
     /// Not any more.
     Stopping,
+    /// They are, and another supervisor looks after them: what waits here is passed on to it.
+    HandedOver,
 }
 
 impl Handle {
@@ -516,6 +524,12 @@ impl Handle {
     /// Whether new connections are welcome.
     pub fn readiness(&self) -> Readiness {
         *self.readiness.borrow()
+    }
+
+    /// Waits until another supervisor has taken over, or this one ends.
+    pub async fn handed_over(&self) -> bool {
+        let mut readiness = self.readiness.clone();
+        readiness.wait_for(|now| *now == Readiness::HandedOver).await.is_ok()
     }
 
     /// Asks for the status; `None` if the supervisor is ending.

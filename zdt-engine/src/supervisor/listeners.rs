@@ -141,6 +141,13 @@ impl Listeners {
         }
     }
 
+    /// Its linger began earlier, under another supervisor.
+    pub fn set_out_since(&mut self, id: ListenerId, since: Instant) {
+        if let Some(listener) = self.all.get_mut(&id) {
+            listener.out_since = Some(since);
+        }
+    }
+
     /// Removes, and so closes, one of them.
     pub fn remove(&mut self, id: ListenerId) {
         self.all.remove(&id);

@@ -17,12 +17,14 @@ mod generations;
 pub mod handle;
 mod link;
 mod listeners;
+mod news;
 mod plan;
 mod preview;
 mod previous;
 mod privileges;
 mod process;
 mod proving;
+mod reception;
 mod refilling;
 mod rehearsals;
 pub mod reload;
@@ -38,6 +40,7 @@ mod steer;
 mod stopping;
 mod store;
 mod succession;
+mod successor;
 mod takeover;
 mod watch;
 mod workers;
@@ -49,6 +52,7 @@ pub use rundir::{
     default_path as default_run_dir, workers_in,
 };
 pub use start::{StartError, run};
+pub use successor::decline;
 
 /// A worker's number, unique among all workers of a run directory, over all generations.
 pub type WorkerId = u32;

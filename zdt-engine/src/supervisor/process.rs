@@ -188,6 +188,22 @@ impl Process {
         }
     }
 
+    /// Starts another program than a worker's.
+    ///
+    /// # Errors
+    /// What fork(2) and execve(2) say.
+    pub fn start_command(command: &mut Command) -> io::Result<Process> {
+        let mut child = command.spawn()?;
+        match sys::pidfd_open(child.id()) {
+            Ok(pidfd) => Ok(Process { pid: child.id(), pidfd, child: Some(child) }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
     /// Takes over a process that another supervisor had started.
     ///
     /// # Errors
@@ -228,8 +244,23 @@ impl Process {
 
     /// After its end: removes the zombie, and says how it ended.
     pub fn reap(&mut self) -> String {
-        let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let status = match &mut self.child {
+            Some(child) => child.try_wait().ok().flatten(),
+            // It may be a child of this process all the same: given to a successor, and taken back.
+            None => wait_for_zombie(self.pid),
+        };
         status.map_or_else(|| "ended".to_owned(), describe)
+    }
+}
+
+/// The status of a child that has ended, if it is one.
+fn wait_for_zombie(pid: u32) -> Option<ExitStatus> {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)).ok()? {
+        WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw(code << 8)),
+        WaitStatus::Signaled(_, signal, _) => Some(ExitStatus::from_raw(signal as i32)),
+        _ => None,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::control::{Hello, ToWorker};
 /// For answers that take a worker no time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A draining worker that has not ended by itself so long after its deadline is killed.
-const DRAIN_GRACE: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// A reload that is going on; the first start is one, too, without blue.
 pub(super) struct ActiveReload {
@@ -41,6 +41,8 @@ pub(super) struct ActiveReload {
     pub restart_required: Vec<String>,
     /// Back to the build that served before.
     pub rollback: bool,
+    /// Process of the supervisor that was replaced before.
+    pub predecessor: Option<u32>,
     /// Those who want it undone.
     pub undo: Vec<mpsc::Sender<Reply>>,
     pub waiters: Vec<mpsc::Sender<Reply>>,
@@ -99,7 +101,7 @@ impl Wanted {
     }
 
     /// How it is to be done.
-    fn request(self) -> ReloadRequest {
+    pub fn request(self) -> ReloadRequest {
         match self {
             Wanted::Reload(request) => request,
             // Whoever goes back does not want to come again.
@@ -112,10 +114,28 @@ impl Wanted {
 }
 
 /// A reload that waits for another to end.
+#[derive(Clone)]
 pub(super) struct QueuedReload {
     pub wanted: Wanted,
+    /// The supervisor is new already, and this was the old one's process: only the workers follow.
+    pub predecessor: Option<u32>,
     pub waiters: Vec<mpsc::Sender<Reply>>,
     pub requested: Instant,
+}
+
+impl QueuedReload {
+    /// What is asked for from now on.
+    pub fn new(wanted: Wanted) -> QueuedReload {
+        QueuedReload { wanted, predecessor: None, waiters: Vec::new(), requested: Instant::now() }
+    }
+
+    /// The strategy that the verdict names.
+    pub fn shown_strategy(&self, configured: Strategy) -> Strategy {
+        match self.predecessor {
+            Some(_) => Strategy::SocketHandoff,
+            None => self.wanted.strategy().unwrap_or(configured),
+        }
+    }
 }
 
 /// The machine's options from the settings and the request.
@@ -149,8 +169,7 @@ pub(super) fn options(settings: &Settings, request: ReloadRequest) -> Options {
 impl Core {
     /// A reload is wanted: now, instead of one that has not flipped, or after one that has.
     pub fn request_reload(&mut self, wanted: Wanted, waiter: Option<mpsc::Sender<Reply>>) {
-        let requested = Instant::now();
-        let mut wanted = QueuedReload { wanted, waiters: Vec::new(), requested };
+        let mut wanted = QueuedReload::new(wanted);
         wanted.waiters.extend(waiter);
         if self.stopping.is_some() {
             self.refuse(&wanted, &Outcome::Stopped);
@@ -161,6 +180,10 @@ impl Core {
         if let Some(earlier) = self.queued.take() {
             let is_rollback = |of: &QueuedReload| matches!(of.wanted, Wanted::Rollback);
             if is_rollback(&earlier) == is_rollback(&wanted) {
+                // Who asked for a new supervisor as well gets one.
+                if earlier.wanted.strategy() == Some(Strategy::SocketHandoff) {
+                    wanted.wanted = earlier.wanted;
+                }
                 wanted.waiters.extend(earlier.waiters);
                 wanted.requested = earlier.requested;
             } else {
@@ -172,14 +195,14 @@ impl Core {
             Some(reload) if reload.blue.is_some() && reload.machine.is_before_flip() => {
                 self.machine_events.push_back(Event::Supersede);
             }
-            Some(_) => tracing::info!("the reload waits for the one that is going on"),
-            None => self.start_queued(),
+            None if self.replacement.is_none() => self.start_queued(),
+            _ => tracing::info!("the reload waits for the one that is going on"),
         }
     }
 
     /// Starts the reload that waits, if nothing is in its way.
     pub fn start_queued(&mut self) {
-        if self.reload.is_some() || self.stopping.is_some() {
+        if self.reload.is_some() || self.replacement.is_some() || self.stopping.is_some() {
             return;
         }
         if self.queued.is_some() && self.generations.len() >= MAX_GENERATIONS {
@@ -187,11 +210,29 @@ impl Core {
             return;
         }
         let Some(wanted) = self.queued.take() else { return };
+        self.news.reloading();
+        if self.strategy_of(&wanted) == Strategy::SocketHandoff {
+            self.begin_replacement(wanted);
+            return;
+        }
         match self.start_reload(&wanted) {
             Ok(true) => {}
             // Until the workers that serve have ended.
             Ok(false) => self.queued = Some(wanted),
             Err(message) => self.refuse(&wanted, &Outcome::FailedBeforeFlip(message)),
+        }
+    }
+
+    /// How a reload is to be done. A configuration that this build does not understand may be meant for
+    /// its successor.
+    fn strategy_of(&self, wanted: &QueuedReload) -> Strategy {
+        match (wanted.predecessor, wanted.wanted.strategy()) {
+            (Some(_), _) => Strategy::BlueGreen,
+            (None, Some(strategy)) => strategy,
+            (None, None) => match self.sources.load() {
+                Ok(settings) => settings.strategy,
+                Err(_) => self.settings.strategy,
+            },
         }
     }
 
@@ -292,7 +333,7 @@ impl Core {
         let id = self.next_reload;
         self.next_reload += 1;
         let blue = self.serving_workers();
-        let strategy = request.strategy.unwrap_or(settings.strategy);
+        let strategy = wanted.shown_strategy(settings.strategy);
         tracing::info!(
             reload = id,
             generation = number,
@@ -311,6 +352,7 @@ impl Core {
             mark: Mark::Preparing,
             migrate: settings.migrate_connections,
             strategy,
+            predecessor: wanted.predecessor,
             settings,
             shown,
             restart_required,

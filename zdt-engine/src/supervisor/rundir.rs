@@ -1,20 +1,27 @@
 //! The run directory: one supervisor's, nobody else's.
 //!
 //! It is 0700, belongs to the user that runs the supervisor, and holds `lock` (held while a
-//! supervisor lives), `state.json`, `control.sock`, and a `worker-ID.sock` for each worker.
+//! supervisor lives), `state.json`, `control.sock`, a `worker-ID.sock` for each worker, and
+//! `handoff.sock` while a supervisor is being replaced.
+//!
+//! The lock belongs to the open file, not to the process: a supervisor passes its descriptor to its
+//! successor, and there is no moment at which a third one could have it. It is never let go of, only
+//! closed.
 //!
 //! Must not know: what is written there.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 
 use super::WorkerId;
+
+/// Connections that may wait on a socket here.
+pub(super) const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 
 /// Longest path of a Unix socket (unix(7), less the terminating zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -97,7 +104,7 @@ pub fn control_socket(run_dir: &Path) -> PathBuf {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    _lock: Flock<fs::File>,
+    lock: fs::File,
 }
 
 impl RunDir {
@@ -125,9 +132,9 @@ impl RunDir {
             .truncate(false)
             .open(&lock_path)
             .map_err(|error| io_error(&path, "cannot open its lock", error))?;
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
                 let holder = fs::read_to_string(&lock_path).unwrap_or_default();
                 let holder = match holder.trim() {
                     "" => String::new(),
@@ -135,14 +142,56 @@ impl RunDir {
                 };
                 return Err(RunDirError::Taken { path, holder });
             }
-            Err((_, error)) => return Err(io_error(&path, "cannot be locked", error.into())),
-        };
-        lock.set_len(0)
-            .and_then(|()| {
-                io::Write::write_all(&mut &*lock, format!("{}\n", std::process::id()).as_bytes())
-            })
-            .map_err(|error| io_error(&path, "cannot write its lock", error))?;
-        Ok(RunDir { path, _lock: lock })
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(io_error(&path, "cannot be locked", error));
+            }
+        }
+        let run_dir = RunDir { path, lock: file };
+        run_dir.sign()?;
+        Ok(run_dir)
+    }
+
+    /// The run directory of a predecessor, with the lock that it passed on. Until [`RunDir::sign`] is
+    /// called nothing tells that it has a new owner.
+    ///
+    /// # Errors
+    /// See [`RunDirError`]: also if that is not the directory's lock.
+    pub fn inherit(path: &Path, lock: OwnedFd) -> Result<RunDir, RunDirError> {
+        check(path)?;
+        let lock = fs::File::from(lock);
+        let there = fs::metadata(path.join("lock"));
+        let is_lock = there.and_then(|there| {
+            let passed = lock.metadata()?;
+            Ok((passed.dev(), passed.ino()) == (there.dev(), there.ino()))
+        });
+        match is_lock {
+            // Held by this very open file already, so that it cannot be refused to it.
+            Ok(true) if lock.try_lock().is_ok() => Ok(RunDir { path: path.to_owned(), lock }),
+            Ok(_) => {
+                let why = io::Error::other("another file than the one that was passed on");
+                Err(io_error(path, "its lock", why))
+            }
+            Err(error) => Err(io_error(path, "cannot look at its lock", error)),
+        }
+    }
+
+    /// Writes into the lock who holds it.
+    ///
+    /// # Errors
+    /// See [`RunDirError`].
+    pub fn sign(&self) -> Result<(), RunDirError> {
+        // Never empty in between: whoever reads it while it changes gets one number or the other,
+        // and perhaps the last digits of a longer one behind the line.
+        let text = format!("{}\n", std::process::id());
+        self.lock
+            .write_all_at(text.as_bytes(), 0)
+            .and_then(|()| self.lock.set_len(text.len() as u64))
+            .map_err(|error| io_error(&self.path, "cannot write its lock", error))
+    }
+
+    /// The lock, to be passed on.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// The absolute path.
@@ -176,6 +225,11 @@ impl RunDir {
         bind_private(&control_socket(&self.path), SockType::Stream)
     }
 
+    /// Where a successor is waited for, unless the configuration says otherwise.
+    pub fn handoff_socket(&self) -> PathBuf {
+        self.path.join("handoff.sock")
+    }
+
     /// The workers that have, or had, a socket here.
     ///
     /// # Errors
@@ -197,6 +251,7 @@ impl RunDir {
         }
         remove_if_there(&self.state_file());
         remove_if_there(&control_socket(&self.path));
+        remove_if_there(&self.handoff_socket());
         // Where the steering maps were pinned, if they were pinned here; still mounted, it stays.
         let _ = fs::remove_dir(self.path.join("bpf"));
     }
@@ -250,18 +305,43 @@ pub fn check(path: &Path) -> Result<(), RunDirError> {
     Ok(())
 }
 
-fn bind_private(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
+/// Whether only this user and root can put sockets where this one is to be.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(super) fn check_socket_parent(path: &Path) -> Result<(), String> {
+    let parent = path.parent().filter(|parent| parent.is_absolute()).ok_or_else(|| {
+        format!("handoff_socket: {} is no absolute path of a socket", path.display())
+    })?;
+    let metadata = fs::metadata(parent)
+        .map_err(|error| format!("handoff_socket: {}: {error}", parent.display()))?;
+    let own = nix::unistd::geteuid().as_raw();
+    if ![own, 0].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 {
+        return Err(format!(
+            "handoff_socket: others than this user can change {}; choose a directory that they \
+             cannot, or leave it to the run directory",
+            parent.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Makes a listening socket, mode 0600, in place of a dead supervisor's.
+///
+/// # Errors
+/// What socket(2), bind(2), chmod(2) and listen(2) say.
+pub(super) fn bind_private(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
     remove_if_there(path);
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = nix::sys::socket::socket(AddressFamily::Unix, kind, flags, None)?;
     nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     // Nobody else gets into the directory, whatever the mode was until here.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    nix::sys::socket::listen(&socket, Backlog::new(16)?)?;
+    nix::sys::socket::listen(&socket, BACKLOG)?;
     Ok(socket)
 }
 
-fn remove_if_there(path: &Path) {
+pub(super) fn remove_if_there(path: &Path) {
     if let Err(error) = fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -286,8 +366,22 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         let message = RunDir::take(&path).unwrap_err().to_string();
         assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
+        // A duplicate holds it just as well, whoever has it.
+        let second = RunDir::inherit(&path, first.lock().try_clone_to_owned().unwrap()).unwrap();
         drop(first);
-        RunDir::take(&path).unwrap();
+        assert!(matches!(RunDir::take(&path), Err(RunDirError::Taken { .. })));
+        drop(second);
+        // A child that another test has just forked may have one, too, until it executes.
+        let again = (0..200).find_map(|_| match RunDir::take(&path) {
+            Err(RunDirError::Taken { .. }) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                None
+            }
+            other => Some(other.unwrap()),
+        });
+        again.expect("the lock is free");
+        let other = fs::File::open("/dev/null").unwrap().into();
+        assert!(RunDir::inherit(&path, other).is_err(), "that is no lock");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::io;
 
+use nix::sys::signal::SigSet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// A signal's meaning.
@@ -32,12 +33,17 @@ impl Signals {
     /// # Errors
     /// What sigaction(2) says.
     pub fn install() -> io::Result<Signals> {
-        Ok(Signals {
+        let signals = Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
-        })
+        };
+        // A predecessor has it blocked until here, and one that came meanwhile is delivered now.
+        let mut hangup = SigSet::empty();
+        hangup.add(nix::sys::signal::Signal::SIGHUP);
+        hangup.thread_unblock()?;
+        Ok(signals)
     }
 
     /// The next one.

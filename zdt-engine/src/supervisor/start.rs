@@ -2,20 +2,27 @@
 //!
 //! Must not know: what the loop does.
 
-use std::time::Instant;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::core::{Core, Inputs, Setup};
-use super::handle::{Handle, Readiness};
+use super::adopt::{Predecessor, Survivor};
+use super::control_socket::Passed;
+use super::core::{Core, Ending, Handover, Inputs, Setup};
+use super::handle::{Handle, Readiness, Reply};
+use super::news::News;
+use super::reception::{Doors, Open, Reception, answer_all};
 use super::reloading::{QueuedReload, Wanted};
 use super::rundir::{self, RunDir, RunDirError};
 use super::scoreboard::Board;
 use super::signals::Signals;
 use super::steer::Steer;
-use super::{adopt, control_socket, process, store, takeover};
+use super::successor::{Claim, Estate, Heir, Replacement, Standby, ago, not_replaced};
+use super::{adopt, process, store, successor, takeover};
 use crate::config::{ConfigError, Loaded, MAX_WORKERS, Sources};
-use crate::{admin, sys};
+use crate::{fault, sys};
 
 /// Why a supervisor does not start, or ended badly. Whoever started it can mend it.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +46,10 @@ pub enum StartError {
 /// # Errors
 /// See [`StartError`].
 pub fn run(sources: Sources) -> Result<(), StartError> {
+    if successor::is_successor() {
+        fault::set_generation(fault::SUCCESSOR);
+        fault_point!("succession.executed");
+    }
     let loaded = sources.load_shown()?;
     // Before there are other threads.
     super::privileges::give_up_others();
@@ -50,25 +61,20 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
 async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
     let Loaded { settings, shown } = loaded;
     let other = |message: String| StartError::Other(message);
+    let signals = Signals::install()
+        .map_err(|error| other(format!("cannot install the signal handlers: {error}")))?;
     let run_dir = match &settings.run_dir {
         Some(path) => path.clone(),
         None => rundir::default_path().map_err(other)?,
     };
-    let run_dir = RunDir::take(&run_dir)?;
-    let signals = Signals::install()
-        .map_err(|error| other(format!("cannot install the signal handlers: {error}")))?;
+    let claim = Claim::from_environment().await.map_err(other)?;
     if let Err(error) = sys::process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     let executable_path = process::own_path()
         .map_err(|error| other(format!("cannot find the own program: {error}")))?;
-    let admin_listener = match settings.admin.0 {
-        Some(address) => Some(tokio::net::TcpListener::bind(address).await.map_err(|error| {
-            other(format!(
-                "cannot listen on {address} for the admin endpoint: {error}; choose another \
-                     with --admin, or `--admin off`"
-            ))
-        })?),
+    let heir = match claim {
+        Some(claim) => claim.inherit(&settings, &run_dir).await.map_err(other)?,
         None => None,
     };
 
@@ -76,30 +82,207 @@ async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
     let (commands, command_events) = mpsc::channel(64);
     let (readiness, readiness_seen) = watch::channel(Readiness::Starting);
     let (admin_token, token_seen) = watch::channel(settings.admin_token.clone());
-    let predecessor = adopt::find(&run_dir, store::load(&run_dir.state_file())).await;
-    let setup =
-        Setup { settings, shown, sources, executable_path, run_dir, links, readiness, admin_token };
+    let mut reception = Reception::new(Handle::new(commands, readiness_seen, token_seen));
+    let mut inputs = Inputs { links: link_events, commands: command_events, signals };
+    let news = Rc::new(News::from_environment());
+    let setup = |run_dir| Setup {
+        settings,
+        shown,
+        sources,
+        executable_path,
+        run_dir,
+        links,
+        readiness,
+        admin_token,
+        news,
+    };
+    let (mut core, mut doors) = match heir {
+        Some(heir) => accede(heir, setup, &reception).await.map_err(other)?,
+        None => begin(setup(RunDir::take(&run_dir)?)).await?,
+    };
+    loop {
+        let open = reception
+            .open(&mut core, doors)
+            .map_err(|error| other(format!("cannot open the control socket: {error}")))?;
+        match core.run(&mut inputs).await.map_err(other)? {
+            Ending::Stopped => return Ok(()),
+            Ending::HandedOver(handover) => {
+                match stand_by(*handover, &mut inputs, open, &mut reception).await {
+                    Ok(None) => return Ok(()),
+                    Ok(Some(again)) => (core, doors) = again,
+                    Err(message) => return Err(other(message)),
+                }
+            }
+        }
+    }
+}
+
+/// A start without anybody who hands over: there was no supervisor, or it is dead.
+async fn begin(setup: Setup) -> Result<(Core, Doors), StartError> {
+    let admin_address = setup.settings.admin.0;
+    let admin = admin_address.map(listen_for_admin).transpose().map_err(StartError::Other)?;
+    let predecessor = adopt::find(&setup.run_dir, store::load(&setup.run_dir.state_file())).await;
     let core = match predecessor {
         Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup)?,
-        Some(predecessor) => takeover::take_over(predecessor, setup).map_err(other)?,
+        Some(predecessor) => {
+            let core = takeover::take_over(predecessor, setup).map_err(StartError::Other)?;
+            core.news.ready();
+            core
+        }
         None => fresh(setup)?,
     };
     let control = core
         .run_dir
         .listen_for_commands()
-        .map_err(|error| other(format!("cannot make the control socket: {error}")))?;
-    let handle = Handle::new(commands, readiness_seen, token_seen);
-    let control = tokio::task::spawn_local(control_socket::serve(control, handle.clone()));
-    let admin = admin_listener
-        .map(|listener| tokio::task::spawn_local(admin::serve(listener, handle.clone())));
-    drop(handle);
-    let inputs = Inputs { links: link_events, commands: command_events, signals };
-    let result = core.run(inputs).await;
-    control.abort();
-    if let Some(admin) = admin {
-        admin.abort();
+        .map_err(|error| StartError::Other(format!("cannot make the control socket: {error}")))?;
+    Ok((core, Doors { control, admin, admin_address }))
+}
+
+/// Makes the admin endpoint's listener.
+pub(super) fn listen_for_admin(address: SocketAddr) -> Result<OwnedFd, String> {
+    // As tokio does it: a port whose last connections are still winding up can be had.
+    sys::socket::listener(address, false, 1_024).map_err(|error| {
+        format!(
+            "cannot listen on {address} for the admin endpoint: {error}; choose another with \
+             --admin, or `--admin off`"
+        )
+    })
+}
+
+/// Becomes the supervisor, as its predecessor has said.
+async fn accede(
+    heir: Heir,
+    setup: impl FnOnce(RunDir) -> Setup,
+    reception: &Reception,
+) -> Result<(Core, Doors), String> {
+    let Heir { estate, run_dir, doors, greeted, predecessor } = heir;
+    let mut setup = setup(run_dir);
+    estate.will.keep_fixed(&mut setup.settings);
+    // Until the predecessor has gone, the service manager listens to that.
+    setup.news.mute(true);
+    let request = estate.will.request;
+    let requested = ago(estate.will.asked_ms_ago);
+    let survivors = adopt::adopt_all(&setup.run_dir, greeted).await;
+    fault_point!("succession.adopted");
+    let mut core = match take_over_from(estate, None, survivors, setup).await {
+        Ok(core) => core,
+        Err(message) => {
+            predecessor.refuse(&message).await;
+            return Err(message);
+        }
+    };
+    fault_point!("succession.taken_over");
+    let mut waiters = Vec::new();
+    for client in predecessor.take_clients().await {
+        let answers = client.waits.then(|| {
+            let (replies, answers) = mpsc::channel(64);
+            waiters.push(replies);
+            answers
+        });
+        if let Err(error) = reception.clients.resume(client, answers) {
+            tracing::warn!(%error, "a client of the predecessor cannot be served");
+        }
     }
-    result.map_err(other)
+    let predecessor_pid = Some(predecessor.pid);
+    core.predecessor = Some(predecessor);
+    core.queued = Some(QueuedReload {
+        wanted: Wanted::Reload(request),
+        predecessor: predecessor_pid,
+        waiters,
+        requested,
+    });
+    core.start_queued();
+    Ok((core, doors))
+}
+
+/// Takes over from a supervisor that lived a moment ago, and signs for it. `later`: what was written
+/// down since it left its estate.
+async fn take_over_from(
+    estate: Estate,
+    later: Option<store::State>,
+    survivors: Vec<Survivor>,
+    setup: Setup,
+) -> Result<Core, String> {
+    let control = estate.control.try_clone().map_err(|error| error.to_string())?;
+    let state = Some(later.unwrap_or_else(|| estate.will.state.clone()));
+    let estate = Some(Box::new(estate));
+    let mut core = takeover::take_over(Predecessor { state, survivors, estate }, setup)?;
+    core.run_dir.sign().map_err(|error| error.to_string())?;
+    // Whoever connects sees in the socket's credentials who listened last.
+    nix::sys::socket::listen(&control, rundir::BACKLOG)
+        .map_err(|error| format!("the control socket: {error}"))?;
+    match core.save().await {
+        Ok(()) => core.dirty = false,
+        Err(error) => tracing::error!(%error, "cannot write the state"),
+    }
+    Ok(core)
+}
+
+/// Waits until the successor is settled, which is the end here: `None`. If the successor dies before,
+/// this process is the supervisor again.
+async fn stand_by(
+    handover: Handover,
+    inputs: &mut Inputs,
+    open: Open,
+    reception: &mut Reception,
+) -> Result<Option<(Core, Doors)>, String> {
+    let Handover { setup, replacement, channel, mut estate, queued, doors, last_status } = handover;
+    let Replacement { mut wanted, process, .. } = replacement;
+    let mut successor = Standby::new(process, channel)
+        .map_err(|error| format!("cannot watch the successor, and ended it: {error}"))?;
+    if let Err(why) = successor.taken_over().await {
+        let mut core = take_back(&why, estate, None, setup).await?;
+        core.queued = queued;
+        core.refuse(&wanted, &not_replaced(&why));
+        core.start_queued();
+        return Ok(Some((core, doors)));
+    }
+    fault_point!("handover.taken_over");
+    let pid = successor.pid();
+    tracing::info!(successor = pid, "is the supervisor now; this process ends after the reload");
+    // A socket that nobody else holds any more would be kept open here.
+    estate.listeners.clear();
+    setup.readiness.send_replace(Readiness::HandedOver);
+    for waiter in wanted.waiters.drain(..) {
+        let _ = waiter.try_send(Reply::Inherited);
+    }
+    drop(queued);
+    open.close();
+    reception.pass_on(&mut successor, &mut inputs.commands, &last_status).await;
+    let outcome = tokio::select! {
+        outcome = successor.settled(&mut inputs.signals) => outcome,
+        never = answer_all(&mut inputs.commands, &last_status) => never,
+    };
+    let Err(why) = outcome else {
+        setup.news.replaced(pid);
+        tracing::info!(successor = pid, "replaced; this process ends, the service goes on");
+        return Ok(None);
+    };
+    let later = store::load(&setup.run_dir.state_file());
+    let mut core = take_back(&why, estate, later, setup).await?;
+    for stream in successor.waiting.drain(..) {
+        let (replies, answers) = mpsc::channel(64);
+        wanted.waiters.push(replies);
+        let client = Passed { stream, unread: String::new(), waits: false };
+        if let Err(error) = reception.clients.resume(client, Some(answers)) {
+            tracing::warn!(%error, "a client cannot be told");
+        }
+    }
+    core.refuse(&wanted, &not_replaced(&why));
+    Ok(Some((core, doors)))
+}
+
+/// Takes over from a successor that has died, as from any supervisor that has died.
+async fn take_back(
+    why: &str,
+    estate: Estate,
+    later: Option<store::State>,
+    setup: Setup,
+) -> Result<Core, String> {
+    tracing::error!("{why}: taking over again");
+    let greeted = adopt::greet_all(&setup.run_dir).await;
+    let survivors = adopt::adopt_all(&setup.run_dir, greeted).await;
+    take_over_from(estate, later, survivors, setup).await
 }
 
 /// A supervisor with nothing, and the start of its first generation.
@@ -118,8 +301,7 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     .map_err(StartError::Other)?;
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
-    let start =
-        QueuedReload { wanted: Wanted::default(), waiters: Vec::new(), requested: Instant::now() };
+    let start = QueuedReload::new(Wanted::default());
     core.begin(loaded, None, &start).map_err(StartError::Other)?;
     Ok(core)
 }

@@ -225,6 +225,18 @@ impl Core {
         }
     }
 
+    /// How everything is, as far as can be said without asking anybody, in the middle of a reload.
+    pub fn last_status(&self) -> Status {
+        let mut status = self.status(&BTreeMap::new());
+        status.status = "reloading".to_owned();
+        status.reload_in_progress = true;
+        status.problems.clear();
+        for worker in status.worker_stats.values_mut() {
+            worker.answers = true;
+        }
+        status
+    }
+
     fn generation_stats(&self, generation: &Generation) -> GenerationStats {
         let drain_ms_left = match generation.phase {
             Phase::Draining { until } => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::WorkerId;
 use super::core::Core;
 use super::generations::WorkerPhase;
-use super::reload::Event;
+use super::reload::{Event, Outcome};
 use crate::control::ToWorker;
 
 /// A worker ends by itself at its deadline; one that has not so long after is killed.
@@ -39,6 +39,8 @@ impl Stopping {
 impl Core {
     pub fn begin_stop(&mut self, now: bool) {
         self.refuse_queued();
+        self.abandon_replacement(&Outcome::Stopped);
+        self.news.stopping();
         if now {
             self.stop_now();
             return;

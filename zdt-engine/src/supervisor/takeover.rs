@@ -1,9 +1,10 @@
-//! A new supervisor takes over from a dead one: workers, listeners, steering, numbering, and the
-//! reload that was going on.
+//! A new supervisor takes over from another, which is dead or has just ceased to act: workers,
+//! listeners, steering, numbering, and the reload that was going on.
 //!
 //! Must not know: how survivors were found.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,11 @@ use super::link::Link;
 use super::listeners::{Listeners, Role};
 use super::process::{Executable, Process, find_user};
 use super::reload::{Machine, Mark, Resume};
-use super::reloading::{ActiveReload, options};
+use super::reloading::{ActiveReload, DRAIN_GRACE, options};
 use super::scoreboard::Board;
 use super::steer::Steer;
 use super::succession::{Decision, Flip, Found, decide};
+use super::successor::{Estate, ago};
 use super::watch::Pulse;
 use super::{WorkerId, store};
 use crate::config::{MAX_WORKERS, SteeringMode, Strategy};
@@ -28,7 +30,7 @@ use crate::sys::cgroup::Delegation;
 
 /// Builds the supervisor from what is left.
 pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, String> {
-    let Predecessor { state, mut survivors } = predecessor;
+    let Predecessor { state, mut survivors, mut estate } = predecessor;
     let state = match state {
         Some(state) => state,
         None => {
@@ -36,11 +38,17 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
             reconstruct(&survivors)?
         }
     };
-    let board =
-        survivors
-            .iter_mut()
-            .find_map(|survivor| take_board(survivor.answer.as_mut()?))
-            .ok_or("no worker answers: wait until one does, or end them with `zdt stop --now`")??;
+    let boards = survivors.iter_mut().filter_map(|survivor| take_board(survivor.answer.as_mut()?));
+    let board = match &estate {
+        Some(estate) => {
+            let board = estate.board.try_clone().map_err(|error| error.to_string());
+            Some(board.map(|board| (board, estate.will.board_has_totals)))
+        }
+        None => boards.map(Ok).next(),
+    };
+    let board = board
+        .ok_or("no worker answers: wait until one does, or end them with `zdt stop --now`")?
+        .and_then(|(board, has_totals)| Board::adopt(board, has_totals))?;
     let wanted = setup.settings.steering;
     if state.steering == "plain" && wanted == SteeringMode::Ebpf {
         tracing::warn!("the workers run without eBPF steering; it needs a stop and a start");
@@ -64,6 +72,9 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
     core.current = state.current;
     core.take_over_counters(&state, |id| survivors.iter().any(|survivor| survivor.id == id));
     core.adopt_generations(&state, &survivors)?;
+    if let Some(estate) = &mut estate {
+        core.inherit_listeners(&state, estate);
+    }
     let mut channels = BTreeMap::new();
     for survivor in survivors {
         if let Some(answer) = &survivor.answer {
@@ -78,6 +89,9 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
         state.pid
     );
     core.settle_generations();
+    if let Some(estate) = &estate {
+        core.inherit_figures(estate);
+    }
     match &state.reload {
         Some(reload) => {
             let ends = channels
@@ -117,10 +131,10 @@ pub(super) fn discard_unborn(predecessor: &Predecessor) -> bool {
 }
 
 /// The scoreboard's descriptor comes after those of the listeners.
-fn take_board(answer: &mut Answer) -> Option<Result<Board, String>> {
+fn take_board(answer: &mut Answer) -> Option<(OwnedFd, bool)> {
     let at = answer.adopted.listeners.len();
     let has_totals = answer.adopted.configure.has_totals;
-    (at < answer.descriptors.len()).then(|| Board::adopt(answer.descriptors.remove(at), has_totals))
+    (at < answer.descriptors.len()).then(|| (answer.descriptors.remove(at), has_totals))
 }
 
 /// What the state file would have said, as far as workers know it.
@@ -185,6 +199,43 @@ fn reconstruct(survivors: &[Survivor]) -> Result<store::State, String> {
 }
 
 impl Core {
+    /// Listeners that the predecessor held, among them those that no worker holds.
+    fn inherit_listeners(&mut self, state: &store::State, estate: &mut Estate) {
+        let named = &estate.will.state.listeners;
+        for (info, socket) in named.iter().zip(std::mem::take(&mut estate.listeners)) {
+            // Gone since, and so is its place.
+            if !state.listeners.contains(info) {
+                continue;
+            }
+            self.listeners.adopt(info.id, info.address, info.role, socket);
+        }
+    }
+
+    /// What nobody else knows: counters, and what lingers or drains since when.
+    fn inherit_figures(&mut self, estate: &Estate) {
+        let will = &estate.will;
+        self.last_verdict.clone_from(&will.last_verdict);
+        self.started = ago(will.up_ms);
+        for (info, out_ms) in will.state.listeners.iter().zip(&will.out_ms) {
+            if let Some(out_ms) = out_ms {
+                self.listeners.set_out_since(info.id, ago(*out_ms));
+            }
+        }
+        for (number, drain) in &will.drains {
+            let Some(generation) = self.generations.get_mut(number) else { continue };
+            let until = Instant::now() + Duration::from_millis(drain.left_ms);
+            if matches!(generation.phase, Phase::Draining { .. }) {
+                generation.phase = Phase::Draining { until };
+                generation.drain_reasons.clone_from(&drain.reasons);
+                for id in generation.workers() {
+                    if let Some(worker) = self.workers.get_mut(&id) {
+                        worker.kill_at = worker.kill_at.map(|_| until + DRAIN_GRACE);
+                    }
+                }
+            }
+        }
+    }
+
     fn adopt_generations(
         &mut self,
         state: &store::State,
@@ -282,7 +333,7 @@ impl Core {
             hello,
             phase: if draining { WorkerPhase::Draining } else { WorkerPhase::Serving },
             unanswered_listens: 0,
-            kill_at: draining.then(|| Instant::now() + drain + Duration::from_secs(5)),
+            kill_at: draining.then(|| Instant::now() + drain + DRAIN_GRACE),
             why: None,
             group: Delegation::adopt(&group_name(id), pid),
             ready_by: None,
@@ -304,7 +355,9 @@ impl Core {
         if let Some(answer) = answer {
             let roles: BTreeMap<u64, Role> =
                 state.listeners.iter().map(|listener| (listener.id, listener.role)).collect();
+            let accepts = answer.adopted.accepting && !draining;
             self.adopt_listeners(id, &answer.adopted, answer.descriptors, &roles);
+            self.confirm_ready(id, accepts);
         }
         Ok(())
     }
@@ -335,6 +388,16 @@ impl Core {
                     list.push(info.id);
                 }
             }
+        }
+    }
+
+    /// A worker that serves may have said so to nobody who lives.
+    fn confirm_ready(&mut self, id: WorkerId, accepts: bool) {
+        let Some((number, index)) = self.place_of(id) else { return };
+        let Some(generation) = self.generations.get(&number) else { return };
+        let has_listeners = !generation.places[index as usize].own.is_empty();
+        if accepts && has_listeners && generation.phase == Phase::Serving {
+            self.set_ready(generation.bank * self.max_workers + index, true);
         }
     }
 
@@ -463,6 +526,7 @@ impl Core {
             shown: self.shown.clone(),
             restart_required: Vec::new(),
             rollback: false,
+            predecessor: None,
             undo: Vec::new(),
             waiters: Vec::new(),
             requested: Instant::now(),

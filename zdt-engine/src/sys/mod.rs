@@ -8,6 +8,7 @@ pub mod birth;
 pub mod cgroup;
 pub mod clock;
 pub mod kernel;
+pub mod notify;
 pub mod process;
 mod random;
 pub mod seccomp;

@@ -269,6 +269,10 @@ impl Worker {
             .map(|link| link.number)
             .collect();
         for earlier in earlier {
+            // It has not ended; it is not the supervisor any more.
+            if let Some(link) = self.links.iter_mut().find(|link| link.number == earlier) {
+                link.active = false;
+            }
             self.drop_link(earlier);
         }
         let status = self.full_status();

@@ -190,6 +190,11 @@ pub struct Verdict {
     pub rollback_possible: bool,
     /// `ebpf` or `plain`.
     pub steering: String,
+    /// Process of the supervisor.
+    pub supervisor: u32,
+    /// Process of the supervisor that it has replaced in this reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_supervisor: Option<u32>,
 }
 
 /// What [`Verdict::new`] needs besides the facts.

@@ -25,6 +25,8 @@ pub struct Options {
     pub args: Vec<String>,
     /// Another program than the one under test.
     pub binary: Option<PathBuf>,
+    /// More of the environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -41,6 +43,12 @@ impl Options {
     /// With plain sockets.
     pub fn plain() -> Options {
         Options::default().and("--steering", "off")
+    }
+
+    /// And this variable.
+    pub fn with(mut self, name: &str, value: &str) -> Options {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// And this flag.
@@ -91,6 +99,26 @@ impl Engine {
     /// The supervisor's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// All processes that are, were or are to be supervisors of this run directory.
+    pub fn supervisors(&self) -> Vec<u32> {
+        supervisors_of(&self.run_dir())
+    }
+
+    /// Waits until there is one supervisor, which answers, and returns it.
+    #[track_caller]
+    pub fn only_supervisor(&mut self) -> u32 {
+        let mut found = Vec::new();
+        eventually("there is one supervisor", || {
+            // A child that has ended is one until it is waited for.
+            let _ = self.child.try_wait();
+            found = self.supervisors();
+            let status = self.zdt(&["status", "--json"]);
+            let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+            found.len() == 1 && status["pid"] == found[0] && status["status"] == "healthy"
+        });
+        found[0]
     }
 
     /// Rewrites the configuration file.
@@ -242,8 +270,19 @@ impl Drop for Engine {
             let last = &lines[lines.len().saturating_sub(80)..];
             eprintln!("the engine's log:\n{}", last.join("\n"));
         }
+        // The one that was started, and whoever has replaced it, or would now that it is dead.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        loop {
+            let left = supervisors_of(&self.run_dir());
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
+            std::thread::yield_now();
+        }
         // Workers survive their supervisor; by the numbers that it wrote down, if they still are.
         let state = std::fs::read(self.run_dir().join("state.json")).unwrap_or_default();
         let state: Value = serde_json::from_slice(&state).unwrap_or_default();
@@ -302,6 +341,7 @@ fn spawn(dir: &Path, options: &Options) -> Child {
         .args(&options.args)
         .env("ZDT_FAULT", &options.faults)
         .env("RUST_LOG", "debug")
+        .envs(options.environment.iter().map(|(name, value)| (name, value)))
         .env_remove("WORKER_COUNT")
         .stdout(Stdio::null())
         .stderr(log)
@@ -404,6 +444,22 @@ impl Clients {
     pub fn pop(&mut self) -> Client {
         self.clients.pop().expect("a client")
     }
+}
+
+/// Processes that serve this run directory, dead ones aside.
+fn supervisors_of(run_dir: &Path) -> Vec<u32> {
+    let is_one = |pid: u32| {
+        let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let arguments = read("cmdline");
+        let arguments: Vec<&[u8]> = arguments.split(|byte| *byte == 0).collect();
+        let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+        let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z"));
+        let run_dir = run_dir.as_os_str().as_encoded_bytes();
+        arguments.contains(&&b"serve"[..]) && arguments.contains(&run_dir) && !is_zombie
+    };
+    let processes = std::fs::read_dir("/proc").expect("proc");
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_one(*pid)).collect()
 }
 
 /// Waits for a child with a bound.

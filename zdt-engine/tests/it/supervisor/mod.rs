@@ -7,6 +7,7 @@ pub mod engine;
 mod limits;
 mod privileges;
 mod reloads;
+mod replacement;
 mod rollbacks;
 mod rolling;
 mod stops;
