@@ -41,6 +41,7 @@
 //! Must not know: I/O, clocks, randomness, what a service does, WebSocket.
 
 mod body;
+pub mod client;
 mod error;
 mod head;
 pub mod persist;
@@ -57,6 +58,7 @@ use head::{Progress, Step};
 pub use error::{Error, ResponseError};
 pub use persist::{Http1Head, Http1State, RestoreError};
 pub use request::{BodyKind, Headers, Request, Version};
+pub use response::reason_phrase;
 
 /// Body bytes that are taken and dropped to save a connection whose request was answered early;
 /// if more are to come, closing it is cheaper.

@@ -126,7 +126,7 @@ impl<'b> Request<'b> {
 /// Iterator over the fields of a [`Request`].
 #[derive(Debug, Clone)]
 pub struct Headers<'b> {
-    rest: &'b [u8],
+    pub(super) rest: &'b [u8],
 }
 
 impl<'b> Iterator for Headers<'b> {
