@@ -13,6 +13,7 @@
 mod changes;
 mod environment;
 mod file;
+mod gateway;
 mod network;
 mod secret;
 mod settings;
@@ -25,6 +26,10 @@ use serde::{Deserialize, Serialize};
 
 pub use changes::{Change, FIXED};
 pub use environment::{ENVIRONMENT, EnvironmentName, Form};
+pub use gateway::{
+    AppOptions, DEFAULT_ROUTE, GatewayConfig, GatewayOptions, HealthOptions, HoldOptions,
+    PROXY_SERVICE, RouteOptions, RouteTarget, SwapPolicy, UpstreamAddress, UpstreamTarget, routes,
+};
 pub use network::Network;
 pub use secret::Secret;
 pub use settings::{
@@ -49,6 +54,8 @@ pub struct WorkerConfig {
     pub state: StateOptions,
     /// Receive buffers that the worker lends to the kernel: how many, of what size.
     pub receive_buffers: ReceiveBuffers,
+    /// What the gateway does, if it is the service.
+    pub gateway: GatewayConfig,
     /// What the worker confines itself to once it has started.
     pub confinement: Confinement,
     /// Where proxies in front tell who their clients are.
@@ -213,6 +220,7 @@ impl Default for WorkerConfig {
             state: StateOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
             proxy_protocol: ProxyProtocol::default(),
+            gateway: GatewayConfig::default(),
             confinement: Confinement::default(),
         }
     }

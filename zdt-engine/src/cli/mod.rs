@@ -5,6 +5,7 @@
 mod client;
 mod config;
 mod doctor;
+mod gateway;
 mod plan;
 mod reload;
 mod serve;
@@ -42,6 +43,14 @@ enum Command {
     Plan(PlanArgs),
     /// Try the handoff of every connection aside, without its client noticing.
     TestMigration(TestMigrationArgs),
+    /// Gateway: hold the requests of a route, or of all.
+    Hold(RouteArgs),
+    /// Gateway: send what is held, and go on.
+    Resume(RouteArgs),
+    /// Gateway: look at what is held, or give it up.
+    Queue(QueueArgs),
+    /// Gateway: replace the upstreams of a route.
+    Upstream(UpstreamArgs),
     /// Stop the service; connections drain first.
     Stop(StopArgs),
     /// Check what this machine allows, and say what to do about what it does not.
@@ -80,6 +89,13 @@ struct SettingsArgs {
     /// Name of the service.
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
+    /// Gateway: an upstream of the default route, http://HOST:PORT or unix:/PATH; may be given several
+    /// times.
+    #[arg(long, value_name = "URL")]
+    upstream: Vec<String>,
+    /// Gateway: an application to run, with PORT in its environment.
+    #[arg(long, value_name = "COMMAND")]
+    app: Option<String>,
     /// Whom the workers run as, if started by root.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
@@ -143,6 +159,9 @@ struct RunDirArg {
 struct ReloadArgs {
     #[command(flatten)]
     run_dir: RunDirArg,
+    /// Gateway: replace the application instead of the workers.
+    #[arg(long)]
+    app: bool,
     /// Print the verdict as one line of JSON.
     #[arg(long)]
     json: bool,
@@ -202,6 +221,66 @@ struct TestMigrationArgs {
 }
 
 #[derive(Debug, Args)]
+struct RouteArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Name of the route; `zdt queue stats` lists them.
+    route: Option<String>,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct QueueArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    #[command(subcommand)]
+    command: QueueCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum QueueCommand {
+    /// What is held, and how the upstreams are.
+    Stats {
+        /// Print one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Answer what is held with 503.
+    Flush {
+        /// Only of this route.
+        route: Option<String>,
+        /// Print one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct UpstreamArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    #[command(subcommand)]
+    command: UpstreamCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum UpstreamCommand {
+    /// New requests go to these as soon as they answer; the others finish what they have.
+    Set {
+        /// Name of the route.
+        route: String,
+        /// http://HOST:PORT or unix:/PATH.
+        #[arg(required = true)]
+        urls: Vec<String>,
+        /// Print one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
 struct StopArgs {
     #[command(flatten)]
     run_dir: RunDirArg,
@@ -248,6 +327,10 @@ pub fn run_with(services: Services) -> ExitCode {
         Command::Status(args) => report("status", status::run(&args)),
         Command::Plan(args) => report("plan", plan::plan(&args)),
         Command::TestMigration(args) => report("test-migration", plan::test_migration(&args)),
+        Command::Hold(args) => report("hold", gateway::hold(&args, true)),
+        Command::Resume(args) => report("resume", gateway::hold(&args, false)),
+        Command::Queue(args) => report("queue", gateway::queue(&args)),
+        Command::Upstream(args) => report("upstream", gateway::upstream(&args)),
         Command::Stop(args) => report("stop", stop::run(&args)),
         Command::Doctor(args) => report("doctor", doctor::run(&args)),
         Command::Config(args) => report("config", config::run(args, &services)),

@@ -12,6 +12,9 @@ use crate::supervisor::handle::{CanaryRequest, Progress, ReloadRequest, Reply, R
 use crate::supervisor::reload::Verdict;
 
 pub(super) fn run(args: &ReloadArgs) -> Result<ExitCode, String> {
+    if args.app {
+        return super::gateway::reload_app(args);
+    }
     let mut client = Client::connect(&args.run_dir.path()?)?;
     let (no_rollback, strategy) = (args.no_rollback, args.strategy);
     let for_ms = u64::try_from(args.watch.as_millis()).unwrap_or(u64::MAX);

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use super::{ServeArgs, SettingsArgs};
-use crate::config::{Overrides, Settings, Sources};
+use crate::config::{Overrides, PROXY_SERVICE, Settings, Sources};
 use crate::service::Services;
 use crate::supervisor;
 
@@ -25,10 +25,10 @@ fn serve(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
 
 /// The service must be one of this program's.
 pub(super) fn check_service(settings: &Settings, services: &Services) -> Result<(), String> {
-    if services.names().any(|name| name == settings.service) {
+    if services.names().chain([PROXY_SERVICE]).any(|name| name == settings.service) {
         return Ok(());
     }
-    let known: Vec<&str> = services.names().collect();
+    let known: Vec<&str> = [PROXY_SERVICE].into_iter().chain(services.names()).collect();
     Err(format!(
         "service: this program has no service {:?}; it has: {}",
         settings.service,
@@ -57,6 +57,12 @@ pub(super) fn sources(args: SettingsArgs, services: &Services) -> Sources {
     }
     if let Some(group) = args.group {
         overrides.set("group", group);
+    }
+    if !args.upstream.is_empty() {
+        overrides.set("gateway.upstream", args.upstream);
+    }
+    if let Some(command) = args.app {
+        overrides.set("gateway.app.command", command);
     }
     if let Some(user) = args.user {
         overrides.set("user", user);

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::gateway::{
+    self, GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteOptions, RouteTarget,
+};
 use super::{
     Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers, SeccompMode, Secret,
     StateOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
@@ -98,6 +101,10 @@ pub struct Settings {
     pub receive_buffers: ReceiveBuffers,
     /// Where proxies in front tell who their clients are.
     pub proxy_protocol: ProxyProtocol,
+    /// The gateway, which is the service `proxy`.
+    pub gateway: GatewayOptions,
+    /// Its routes beside the default one.
+    pub route: Vec<RouteOptions>,
 }
 
 impl Default for Settings {
@@ -136,6 +143,8 @@ impl Default for Settings {
             state: worker.state,
             receive_buffers: worker.receive_buffers,
             proxy_protocol: worker.proxy_protocol,
+            gateway: GatewayOptions::default(),
+            route: Vec::new(),
         }
     }
 }
@@ -333,6 +342,12 @@ impl Settings {
             state: self.state.clone(),
             receive_buffers: self.receive_buffers.clone(),
             proxy_protocol: self.proxy_protocol.clone(),
+            gateway: GatewayConfig {
+                options: self.gateway.clone(),
+                // Only what names no host can be wrong by now, and then no worker is asked.
+                routes: self.routes().unwrap_or_default(),
+                workers: self.worker_count(),
+            },
             confinement: Confinement {
                 seccomp: self.supervision.seccomp,
                 seccomp_allow: self.supervision.seccomp_allow.clone(),
@@ -342,6 +357,22 @@ impl Settings {
                 pin_cpus: self.pin_cpus,
             },
         }
+    }
+
+    /// The gateway's routes; none if it is not the service. Host names are looked up.
+    ///
+    /// # Errors
+    /// The setting, and what is wrong with it.
+    pub fn routes(&self) -> Result<Vec<RouteTarget>, (&'static str, String)> {
+        if self.service != PROXY_SERVICE {
+            return Ok(Vec::new());
+        }
+        let routes = gateway::routes(&self.gateway, &self.route)?;
+        if routes.is_empty() {
+            let why = "the service `proxy` needs an upstream: --upstream URL, or a [[route]]";
+            return Err(("gateway.upstream", why.to_owned()));
+        }
+        Ok(routes)
     }
 
     /// Workers of a generation.
@@ -386,6 +417,14 @@ impl Settings {
         }
         if buffers.bytes < 1_024 {
             return Err(("receive_buffers.bytes", "must be at least 1024".into()));
+        }
+        self.routes()?;
+        let hold = &self.gateway.hold;
+        if hold.time_ms == 0 || hold.bytes == 0 || hold.replay_concurrency == 0 {
+            return Err((
+                "gateway.hold",
+                "bounds must be at least 1; `enabled = false` holds nothing".into(),
+            ));
         }
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));

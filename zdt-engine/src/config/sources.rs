@@ -208,8 +208,15 @@ impl Sources {
             insert(&mut one, variable.setting, value);
             over(&one, &|_| Origin::Environment(variable.name));
         }
-        // Flags are named as their settings are.
-        over(&self.overrides.0, &|name| Origin::Flag(format!("--{}", name.replace('_', "-"))));
+        // Flags are named as their settings are, without the section.
+        over(&self.overrides.0, &|name| {
+            let flag = match name {
+                "gateway.upstream" => "upstream",
+                "gateway.app.command" => "app",
+                name => name,
+            };
+            Origin::Flag(format!("--{}", flag.replace('_', "-")))
+        });
 
         let invalid = |setting: &str, reason: String| ConfigError::Invalid {
             origin: origins

@@ -84,6 +84,8 @@ impl Connection {
         }
         let waiting = match &self.stage {
             Stage::Ending => Waiting::End,
+            Stage::Tunnel if has_unsent => Waiting::Progress,
+            Stage::Tunnel => Waiting::Service,
             Stage::WebSocket(machine) if machine.close_sent() => Waiting::CloseFrame,
             Stage::WebSocket(_) if has_unsent => Waiting::Progress,
             Stage::WebSocket(_) => {
@@ -93,7 +95,9 @@ impl Connection {
                 return;
             }
             Stage::Http1(machine) => {
-                if has_unsent || (is_responding(machine) && machine.wants_input()) {
+                if has_unsent
+                    || (is_responding(machine) && machine.wants_input() && !self.is_input_held)
+                {
                     Waiting::Progress
                 } else if is_responding(machine) {
                     Waiting::Service

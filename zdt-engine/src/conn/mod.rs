@@ -66,6 +66,8 @@ pub enum Event<'b> {
         /// The payload.
         payload: Payload<'b>,
     },
+    /// Bytes of whatever is spoken after a switch of protocols.
+    Tunnel(&'b [u8]),
     /// Nothing more will come for the service: a close handshake or an error. The connection ends
     /// by itself once its output is flushed.
     Ended,
@@ -74,6 +76,8 @@ pub enum Event<'b> {
 enum Stage {
     Http1(Http1),
     WebSocket(WebSocket),
+    /// Bytes are passed on both ways, whatever they mean.
+    Tunnel,
     /// Output is flushed, then the sending direction is shut down, then the peer's end is awaited;
     /// whatever it still sends is dropped.
     Ending,
@@ -107,6 +111,8 @@ pub struct Connection {
     /// A WebSocket's last sign of life, or when it was pinged for want of one.
     alive_ms: u64,
     is_pinged: bool,
+    /// The service takes no input for now.
+    is_input_held: bool,
     /// How the receiving direction ended.
     pub receive_end: ReceiveEnd,
     /// True once shutdown(SHUT_WR) was called.
@@ -123,6 +129,7 @@ impl Connection {
             since_ms: now_ms,
             alive_ms: now_ms,
             is_pinged: false,
+            is_input_held: false,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
         }
@@ -142,6 +149,7 @@ impl Connection {
         match &self.stage {
             Stage::Http1(_) | Stage::Ending => "http1",
             Stage::WebSocket(_) => "websocket",
+            Stage::Tunnel => "tunnel",
         }
     }
 
@@ -193,9 +201,20 @@ impl Connection {
     /// False while received bytes would only pile up: the worker then stops receiving.
     pub fn wants_input(&self) -> bool {
         match &self.stage {
+            _ if self.is_input_held => false,
             Stage::Http1(machine) => machine.wants_input(),
-            Stage::WebSocket(_) | Stage::Ending => true,
+            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => true,
         }
+    }
+
+    /// Takes no further input, or takes it again: for a service that has no room for a body.
+    pub fn hold_input(&mut self, is_held: bool) {
+        self.is_input_held = is_held;
+    }
+
+    /// See [`Connection::hold_input`].
+    pub fn is_input_held(&self) -> bool {
+        self.is_input_held && !self.is_ending()
     }
 
     /// True if [`Connection::next_event`] may yield something without further bytes from the peer: the
@@ -221,9 +240,14 @@ impl Connection {
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
     ) -> Option<(Slot, Event<'b>)> {
+        if self.is_input_held() {
+            return None;
+        }
         let event = match &mut self.stage {
             Stage::Http1(_) => self.next_http1(input, environment, out),
             Stage::WebSocket(_) => self.next_websocket(input, environment, out),
+            Stage::Tunnel if input.is_empty() => None,
+            Stage::Tunnel => Some(Event::Tunnel(input.take_all())),
             Stage::Ending => {
                 input.take_all();
                 None
@@ -314,6 +338,8 @@ impl Connection {
         self.receive_end = end;
         let goes_on = match (&self.stage, end) {
             (Stage::Http1(machine), ReceiveEnd::Fin) => is_responding(machine),
+            // A tunnel's directions end one by one.
+            (Stage::Tunnel, ReceiveEnd::Fin) => true,
             _ => false,
         };
         if !goes_on && !self.is_ending() {
@@ -327,6 +353,7 @@ impl Connection {
     /// pending must have been offered to [`Connection::next_event`] before.
     pub fn is_cut_off(&self) -> bool {
         self.receive_end == ReceiveEnd::Fin
+            && !self.is_input_held
             && matches!(&self.stage, Stage::Http1(machine)
                 if is_responding(machine) && machine.wants_input())
     }
@@ -407,6 +434,63 @@ impl Connection {
         finished
     }
 
+    /// An interim response (RFC 9110 §15.2).
+    pub fn inform(
+        &mut self,
+        _slot: Slot,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        machine.inform(out, status, headers).is_ok()
+    }
+
+    /// End of the response body, with fields behind it where its framing allows that.
+    pub fn finish_response_with(
+        &mut self,
+        _slot: Slot,
+        out: &mut Vec<u8>,
+        trailers: &[(&str, &[u8])],
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        let finished = machine.finish_response_with(out, trailers).is_ok();
+        self.after_response();
+        finished
+    }
+
+    /// Switches to a protocol that the service speaks by itself: [`Event::Tunnel`] and
+    /// [`Connection::write_tunnel`] from now on.
+    pub fn tunnel(
+        &mut self,
+        _slot: Slot,
+        out: &mut Vec<u8>,
+        protocol: &str,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        if machine.upgrade(out, protocol, headers).is_err() {
+            return false;
+        }
+        self.stage = Stage::Tunnel;
+        true
+    }
+
+    /// Bytes of a tunnel.
+    pub fn write_tunnel(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
+        let is_tunnel = matches!(self.stage, Stage::Tunnel);
+        if is_tunnel {
+            out.extend_from_slice(bytes);
+        }
+        is_tunnel
+    }
+
+    /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
+    /// of the connection tells the peer.
+    pub fn abort(&mut self, _slot: Slot) {
+        self.end();
+    }
+
     /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
     pub fn send_continue(&mut self, _slot: Slot, out: &mut Vec<u8>) {
         if let Stage::Http1(machine) = &mut self.stage {
@@ -418,7 +502,7 @@ impl Connection {
     pub fn is_exchange_over(&self, _slot: Slot) -> bool {
         match &self.stage {
             Stage::Http1(machine) => !is_responding(machine),
-            Stage::WebSocket(_) => false,
+            Stage::WebSocket(_) | Stage::Tunnel => false,
             Stage::Ending => true,
         }
     }

@@ -28,6 +28,7 @@ pub const KNOWN_SECTIONS: [u16; 4] = [TAG_CONNECTION, TAG_PENDING, TAG_HTTP1, TA
 const STAGE_HTTP1: u8 = 0;
 const STAGE_WEBSOCKET: u8 = 1;
 const STAGE_ENDING: u8 = 2;
+const STAGE_TUNNEL: u8 = 3;
 
 const RECEIVE_OPEN: u8 = 0;
 const RECEIVE_FIN: u8 = 1;
@@ -79,7 +80,7 @@ impl Connection {
     pub fn saved_bytes(&self) -> usize {
         let machine: usize = match &self.stage {
             Stage::WebSocket(machine) => machine.save_parts().1.iter().map(|part| part.len()).sum(),
-            Stage::Http1(_) | Stage::Ending => 0,
+            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
         };
         self.pending.len() + machine
     }
@@ -98,6 +99,7 @@ impl Connection {
                 Stage::Http1(_) => STAGE_HTTP1,
                 Stage::WebSocket(_) => STAGE_WEBSOCKET,
                 Stage::Ending => STAGE_ENDING,
+                Stage::Tunnel => STAGE_TUNNEL,
             },
             waiting: Waiting::ALL.iter().position(|one| *one == self.waiting).unwrap_or(0) as u8,
             receive_end,
@@ -115,7 +117,7 @@ impl Connection {
                 let (head, tail) = machine.save_parts();
                 writer.section(TAG_WEBSOCKET, 1, false, &head, &tail);
             }
-            Stage::Ending => {}
+            Stage::Tunnel | Stage::Ending => {}
         }
     }
 
@@ -140,6 +142,7 @@ impl Connection {
                 Stage::WebSocket(WebSocket::restore(state, &limits)?)
             }
             STAGE_ENDING => Stage::Ending,
+            STAGE_TUNNEL => Stage::Tunnel,
             _ => return Err(RestoreError::OutOfRange("the stage")),
         };
         let pending = record.section(TAG_PENDING).map_or(&[][..], |section| section.tail());
@@ -165,6 +168,8 @@ impl Connection {
             // In the middle of a send this is when that made progress: a ping comes late at worst.
             alive_ms: since_ms,
             is_pinged: waiting == Waiting::Pong,
+            // Whoever held it says so again when it goes on.
+            is_input_held: false,
             receive_end,
             send_is_shut: head.send_is_shut != 0,
         })

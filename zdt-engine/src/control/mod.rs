@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::WorkerConfig;
+use crate::config::{RouteTarget, WorkerConfig};
 use crate::state::Secret;
 pub use crate::state::VersionRange;
 
@@ -186,6 +186,25 @@ pub enum ToWorker {
         /// Echoed in the answer.
         request: u64,
     },
+    /// Gateway: all routes, with what is known of their upstreams. Also sent when nothing has changed.
+    Routes {
+        /// They replace what was said before.
+        routes: Vec<RouteTarget>,
+    },
+    /// Gateway: answer what is held with 503; of that route, or of all.
+    FlushQueue {
+        /// Name of the route.
+        route: Option<String>,
+    },
+    /// Gateway: the WebSockets of an upstream leave it.
+    LeaveUpstream {
+        /// Its URL.
+        url: String,
+        /// For another upstream of their route; without, they are closed with 1012.
+        reconnect: bool,
+        /// Over so much time.
+        over_ms: u64,
+    },
     /// From a new supervisor, after the hello, instead of `Configure`: answered by
     /// [`FromWorker::Adopted`].
     Adopt,
@@ -230,6 +249,11 @@ pub enum FromWorker {
         reload: u64,
         /// What this worker took in during the reload.
         incoming: IncomingReport,
+    },
+    /// Gateway: an upstream that is in no route any more has nothing left of this worker.
+    UpstreamIdle {
+        /// Its URL.
+        url: String,
     },
     /// The last connection is gone; the worker exits.
     Drained,
@@ -332,6 +356,103 @@ pub struct WorkerStatus {
     pub bytes_received: u64,
     /// Bytes sent to clients.
     pub bytes_sent: u64,
+    /// Present in a gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Box<GatewayStatus>>,
+}
+
+/// A gateway's figures. Totals count from the start of the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GatewayStatus {
+    /// Requests taken on.
+    pub requests: u64,
+    /// Requests held now.
+    pub held_requests: u64,
+    /// Memory that they take.
+    pub held_bytes: u64,
+    /// Age of the oldest of them.
+    pub oldest_age_ms: u64,
+    /// They by priority, from 0 to 7.
+    pub by_priority: Vec<u64>,
+    /// They by route.
+    pub held_by_route: BTreeMap<String, u64>,
+    /// Requests that were held.
+    pub held_total: u64,
+    /// Held requests that were sent.
+    pub replayed: u64,
+    /// Requests for which there was no room.
+    pub rejected: u64,
+    /// Held requests that were given up for newer ones.
+    pub displaced: u64,
+    /// Held requests whose time was over.
+    pub expired: u64,
+    /// Held requests whose client went away.
+    pub abandoned: u64,
+    /// Held requests that were compressed.
+    pub compressed: u64,
+    /// Requests that were sent again.
+    pub retries: u64,
+    /// Connections that an upstream refused.
+    pub upstream_failures: u64,
+    /// WebSockets that were opened.
+    pub tunnels: u64,
+    /// WebSockets that went on with another application.
+    pub reconnected: u64,
+    /// The upstreams.
+    pub upstreams: Vec<UpstreamStatus>,
+}
+
+impl GatewayStatus {
+    /// Adds another worker's.
+    pub fn add(&mut self, other: &GatewayStatus) {
+        self.requests += other.requests;
+        self.held_requests += other.held_requests;
+        self.held_bytes += other.held_bytes;
+        self.oldest_age_ms = self.oldest_age_ms.max(other.oldest_age_ms);
+        self.by_priority.resize(self.by_priority.len().max(other.by_priority.len()), 0);
+        for (mine, theirs) in self.by_priority.iter_mut().zip(&other.by_priority) {
+            *mine += theirs;
+        }
+        for (route, held) in &other.held_by_route {
+            *self.held_by_route.entry(route.clone()).or_default() += held;
+        }
+        self.held_total += other.held_total;
+        self.replayed += other.replayed;
+        self.rejected += other.rejected;
+        self.displaced += other.displaced;
+        self.expired += other.expired;
+        self.abandoned += other.abandoned;
+        self.compressed += other.compressed;
+        self.retries += other.retries;
+        self.upstream_failures += other.upstream_failures;
+        self.tunnels += other.tunnels;
+        self.reconnected += other.reconnected;
+        for theirs in &other.upstreams {
+            match self.upstreams.iter_mut().find(|mine| mine.url == theirs.url) {
+                None => self.upstreams.push(theirs.clone()),
+                Some(mine) => {
+                    mine.healthy &= theirs.healthy;
+                    mine.outstanding += theirs.outstanding;
+                    mine.idle += theirs.idle;
+                }
+            }
+        }
+    }
+}
+
+/// See [`GatewayStatus::upstreams`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpstreamStatus {
+    /// Its URL.
+    pub url: String,
+    /// It gets requests.
+    pub healthy: bool,
+    /// Requests and WebSockets in flight.
+    pub outstanding: u64,
+    /// Connections without any.
+    pub idle: u64,
 }
 
 /// What a rehearsal has found in one worker.

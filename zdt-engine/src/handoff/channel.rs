@@ -230,29 +230,31 @@ impl Channel {
         key: u64,
         record: &mut Vec<u8>,
         socket: OwnedFd,
+        upstreams: Vec<OwnedFd>,
         now_ms: u64,
     ) -> Result<(), OfferError> {
+        debug_assert!(upstreams.len() <= message::MAX_UPSTREAMS, "checked where it was frozen");
         if self.phase != Phase::Open {
-            return Err(OfferError::Closed(socket));
+            return Err(OfferError::Closed(socket, upstreams));
         }
         let sealed_bytes = record.len() + self.sealer.as_ref().map_or(0, |_| state::SEAL_BYTES);
         let is_large = sealed_bytes > MAX_INLINE_RECORD;
         let in_ring = if is_large { size_of::<u64>() } else { sealed_bytes };
         if self.end.producer.try_reserve(in_ring).is_err() {
-            return Err(OfferError::Full(socket));
+            return Err(OfferError::Full(socket, upstreams));
         }
         let sequence = self.outgoing.take_sequence();
         match &mut self.sealer {
             Some(sealer) => {
                 if !sealer.seal(record, sequence) {
-                    return Err(OfferError::Full(socket));
+                    return Err(OfferError::Full(socket, upstreams));
                 }
             }
             None => state::set_checksum(record),
         }
         let memfd = match is_large.then(|| sealed_copy("zdt-record", &[record])) {
             Some(Ok(memfd)) => Some(memfd),
-            Some(Err(_)) => return Err(OfferError::Full(socket)),
+            Some(Err(_)) => return Err(OfferError::Full(socket, upstreams)),
             None => None,
         };
         let length = (record.len() as u64).to_le_bytes();
@@ -263,17 +265,24 @@ impl Channel {
         // The word first: a record in the ring whose word is refused would share its sequence with
         // the next offer. The peer looks at neither before the descriptors come.
         if !self.end.outgoing.offer(sequence) {
-            return Err(OfferError::Full(socket));
+            return Err(OfferError::Full(socket, upstreams));
         }
         if self.end.producer.push(&[bytes], kind, sequence).is_err() {
             self.end.outgoing.reclaim_offered(sequence);
             self.end.outgoing.release(sequence);
-            return Err(OfferError::Full(socket));
+            return Err(OfferError::Full(socket, upstreams));
         }
         fault_point!("offer.recorded");
         self.end.producer.publish();
         fault_point!("offer.published");
-        self.outgoing.push(Offer { key, sequence, socket, record: memfd, offered_ms: now_ms });
+        self.outgoing.push(Offer {
+            key,
+            sequence,
+            socket,
+            upstreams,
+            record: memfd,
+            offered_ms: now_ms,
+        });
         Ok(())
     }
 
@@ -298,12 +307,16 @@ impl Channel {
             let mut descriptors = Vec::with_capacity(MAX_BATCH_FDS);
             let mut offers = 0;
             for offer in self.outgoing.unsent() {
-                let wanted = 1 + usize::from(offer.record.is_some());
+                let wanted = 1 + offer.upstreams.len() + usize::from(offer.record.is_some());
                 if entries.len() + wanted > MAX_BATCH_FDS {
                     break;
                 }
                 entries.push(BatchEntry { sequence: offer.sequence, role: Role::Client });
                 descriptors.push(offer.socket.as_fd());
+                for upstream in &offer.upstreams {
+                    entries.push(BatchEntry { sequence: offer.sequence, role: Role::Upstream });
+                    descriptors.push(upstream.as_fd());
+                }
                 if let Some(record) = &offer.record {
                     entries.push(BatchEntry { sequence: offer.sequence, role: Role::Record });
                     descriptors.push(record.as_fd());

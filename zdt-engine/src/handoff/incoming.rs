@@ -23,6 +23,8 @@ pub struct Arrival {
     pub sequence: u64,
     /// The client's socket.
     pub socket: OwnedFd,
+    /// Its upstreams' sockets.
+    pub upstreams: Vec<OwnedFd>,
     /// The state record, not yet validated.
     pub record: Vec<u8>,
 }
@@ -50,6 +52,12 @@ pub fn pair(
         if entry.role != Role::Client {
             return Err(format!("offer {} does not begin with its socket", entry.sequence));
         }
+        let mut upstreams = Vec::new();
+        while let Some((_, upstream)) = entries
+            .next_if(|(next, _)| next.sequence == entry.sequence && next.role == Role::Upstream)
+        {
+            upstreams.push(upstream);
+        }
         let memfd = entries
             .next_if(|(next, _)| next.sequence == entry.sequence && next.role == Role::Record)
             .map(|(_, memfd)| memfd);
@@ -66,7 +74,7 @@ pub fn pair(
                 ));
             }
         }
-        arrivals.push(Arrival { sequence: entry.sequence, socket, record });
+        arrivals.push(Arrival { sequence: entry.sequence, socket, upstreams, record });
     }
     // The room in the ring is what the peer waits for next.
     consumer.publish();

@@ -12,6 +12,9 @@ use crate::control::VersionRange;
 /// Most descriptors in one batch: small enough that green starts while blue still freezes.
 pub const MAX_BATCH_FDS: usize = 64;
 
+/// Most upstream sockets of one connection: a batch is never split between a connection's descriptors.
+pub const MAX_UPSTREAMS: usize = MAX_BATCH_FDS - 2;
+
 /// Largest message: a batch, a hello or a pushed message.
 pub const MAX_MESSAGE_BYTES: usize = 96 << 10;
 
@@ -26,6 +29,8 @@ const ENTRY_BYTES: usize = 9;
 pub enum Role {
     /// The client's socket.
     Client,
+    /// An upstream's socket of the client before it, in the order that its record expects.
+    Upstream,
     /// A sealed memfd that holds a state record too large for the ring.
     Record,
 }
@@ -35,6 +40,7 @@ impl Role {
         match byte {
             0 => Some(Role::Client),
             1 => Some(Role::Record),
+            2 => Some(Role::Upstream),
             _ => None,
         }
     }
@@ -43,6 +49,7 @@ impl Role {
         match self {
             Role::Client => 0,
             Role::Record => 1,
+            Role::Upstream => 2,
         }
     }
 }
@@ -174,6 +181,7 @@ mod tests {
 
         let entries = vec![
             BatchEntry { sequence: 1, role: Role::Client },
+            BatchEntry { sequence: 1, role: Role::Upstream },
             BatchEntry { sequence: 1, role: Role::Record },
         ];
         let mut bytes = Vec::new();

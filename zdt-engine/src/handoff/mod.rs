@@ -28,5 +28,5 @@ mod tests;
 
 pub use channel::{Channel, ChannelError, Descriptors, MAX_INLINE_RECORD, Phase, Received, Room};
 pub use incoming::Arrival;
-pub use message::{BatchEntry, Decoded, PeerHello, Role, decode};
+pub use message::{BatchEntry, Decoded, MAX_UPSTREAMS, PeerHello, Role, decode};
 pub use outgoing::{Answer, OfferError};

@@ -19,6 +19,8 @@ pub struct Offer {
     pub sequence: u64,
     /// The client's socket.
     pub socket: OwnedFd,
+    /// Its upstreams' sockets.
+    pub upstreams: Vec<OwnedFd>,
     /// The record, where it was too large for the ring.
     pub record: Option<OwnedFd>,
     /// When it was made, for the answer's deadline.
@@ -39,18 +41,20 @@ pub enum Answer {
         key: u64,
         /// The client's socket.
         socket: OwnedFd,
+        /// Its upstreams' sockets.
+        upstreams: Vec<OwnedFd>,
         /// True when the peer refused it, false when it was reclaimed.
         refused: bool,
     },
 }
 
-/// Why a connection could not be offered now. The socket comes back.
+/// Why a connection could not be offered now. The sockets come back.
 #[derive(Debug)]
 pub enum OfferError {
     /// No room until the peer answers.
-    Full(OwnedFd),
+    Full(OwnedFd, Vec<OwnedFd>),
     /// The channel does not take offers (any more).
-    Closed(OwnedFd),
+    Closed(OwnedFd, Vec<OwnedFd>),
 }
 
 /// See the module.
@@ -149,6 +153,7 @@ impl Outgoing {
                 state => Answer::TakenBack {
                     key: offer.key,
                     socket: offer.socket,
+                    upstreams: offer.upstreams,
                     refused: state == State::Refused,
                 },
             });

@@ -67,7 +67,7 @@ fn socket() -> OwnedFd {
 }
 
 fn offer(channel: &mut Channel, key: u64, tail: &[u8]) {
-    channel.offer(key, &mut record(tail), socket(), 0).unwrap();
+    channel.offer(key, &mut record(tail), socket(), Vec::new(), 0).unwrap();
     channel.flush().unwrap();
 }
 
@@ -154,11 +154,11 @@ fn an_offer_that_failed_leaves_its_sequence_unused() {
     // Until the ring is full: nothing more is sealed, and no sequence is spent on trying.
     let tail = vec![1; 100_000];
     let mut offered = 0;
-    while bench.blue.offer(offered, &mut record(&tail), socket(), 0).is_ok() {
+    while bench.blue.offer(offered, &mut record(&tail), socket(), Vec::new(), 0).is_ok() {
         offered += 1;
     }
     let mut untouched = record(&tail);
-    assert!(bench.blue.offer(99, &mut untouched, socket(), 0).is_err());
+    assert!(bench.blue.offer(99, &mut untouched, socket(), Vec::new(), 0).is_err());
     assert!(untouched == record(&tail));
     bench.blue.flush().unwrap();
     let mut arrived = arrivals(&mut bench.green);

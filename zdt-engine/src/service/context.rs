@@ -40,6 +40,18 @@ pub trait Actions {
     fn write_body(&mut self, bytes: &[u8]);
     /// End of the body.
     fn finish_response(&mut self);
+    /// An interim response.
+    fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]);
+    /// End of the body, with trailer fields.
+    fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]);
+    /// 101, and the service speaks for itself.
+    fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]);
+    /// Bytes of a tunnel.
+    fn write_tunnel(&mut self, bytes: &[u8]);
+    /// The rest will not come.
+    fn abort(&mut self);
+    /// See [`Context::hold_input`].
+    fn hold_input(&mut self, is_held: bool);
     /// 101 (or 200 in HTTP/2).
     fn accept_websocket(&mut self, subprotocol: Option<&str>);
     /// A WebSocket message.
@@ -54,6 +66,8 @@ pub trait Actions {
     fn want_room(&mut self);
     /// See [`Context::pusher`].
     fn push_sink(&mut self) -> Arc<dyn PushSink>;
+    /// Where the connection is in its worker: for what lives in the same worker, and no longer.
+    fn place(&self) -> usize;
     /// Id of the connection.
     fn connection(&self) -> ConnectionId;
     /// Id of the stream within it.
@@ -92,6 +106,39 @@ impl<'a> Context<'a> {
     /// Ends the body.
     pub fn finish_response(&mut self) {
         self.actions.finish_response();
+    }
+
+    /// Sends an interim response (1xx, not 101) before the final one.
+    pub fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]) {
+        self.actions.inform(status, headers);
+    }
+
+    /// Ends the body with trailer fields, which get lost where the response is not chunked.
+    pub fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]) {
+        self.actions.finish_response_with(trailers);
+    }
+
+    /// Switches to a protocol of the service's own (101): its bytes come by
+    /// [`super::Session::on_tunnel`] and go by [`Context::write_tunnel`].
+    pub fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) {
+        self.actions.tunnel(protocol, headers);
+    }
+
+    /// Sends bytes of the protocol that [`Context::tunnel`] has switched to.
+    pub fn write_tunnel(&mut self, bytes: &[u8]) {
+        self.actions.write_tunnel(bytes);
+    }
+
+    /// Gives the exchange up: what was sent is flushed, and the client sees that the rest is missing.
+    pub fn abort(&mut self) {
+        self.actions.abort();
+    }
+
+    /// While held, no further body or tunnel bytes are delivered; the engine stops receiving once
+    /// some have piled up. Not saved: a session that needs it says so again in
+    /// [`super::Session::on_resume`].
+    pub fn hold_input(&mut self, is_held: bool) {
+        self.actions.hold_input(is_held);
     }
 
     /// Accepts the WebSocket that the request asks for, with one of the subprotocols it offered.
@@ -144,6 +191,11 @@ impl<'a> Context<'a> {
             stream: self.actions.stream(),
             sink: self.actions.push_sink(),
         }
+    }
+
+    /// A small number that no other connection of this worker has now.
+    pub(crate) fn place(&self) -> usize {
+        self.actions.place()
     }
 
     /// Id of the connection: the same in every generation.

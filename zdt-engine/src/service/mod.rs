@@ -112,6 +112,12 @@ pub trait Session {
     /// The request body is complete.
     fn on_body_end(&mut self, _context: &mut Context<'_>) {}
 
+    /// Bytes of the protocol that [`Context::tunnel`] has switched to.
+    fn on_tunnel(&mut self, _bytes: &[u8], _context: &mut Context<'_>) {}
+
+    /// The client will send nothing more, and may or may not wait for an answer.
+    fn on_half_close(&mut self, _context: &mut Context<'_>) {}
+
     /// A whole WebSocket message.
     fn on_message(&mut self, _message: Message<'_>, _context: &mut Context<'_>) {}
 

@@ -281,6 +281,12 @@ async fn serve_request(
         }),
         Request::Plan => handle.plan().await.map(Reply::Plan),
         Request::FlushQueue => handle.flush_queue().await.map(Reply::Flushed),
+        Request::Gateway(request) => {
+            handle.gateway(request.clone()).await.map(|result| match result {
+                Ok(reply) => Reply::Gateway(Box::new(reply)),
+                Err(message) => Reply::Error { message },
+            })
+        }
         Request::Stop { now } => {
             let pid = std::process::id();
             handle.stop(*now).await.map(|workers| Reply::Stopping { workers, pid })

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::confining::Groups;
+use super::gateway::Gateway;
 use super::generations::{Generation, Phase, Worker, WorkerPhase};
-use super::handle::{AdminToken, Command, Counters, FlushReport, Readiness, Status, Totals};
+use super::handle::{AdminToken, Command, Counters, Readiness, Status, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
 use super::news::News;
@@ -70,6 +71,7 @@ pub(super) struct Core {
     pub respawns: Vec<(Instant, u32, u32)>,
     pub proving: Proving,
     pub status_requests: StatusRequests,
+    pub gateway: Gateway,
     pub rehearsals: Rehearsals,
     pub stopping: Option<Stopping>,
     pub totals: Totals,
@@ -181,6 +183,7 @@ impl Core {
             respawns: Vec::new(),
             proving: Proving::default(),
             status_requests: StatusRequests::default(),
+            gateway: Gateway::default(),
             rehearsals: Rehearsals::default(),
             stopping: None,
             totals: Totals::default(),
@@ -223,11 +226,13 @@ impl Core {
 
     /// Runs until the supervisor has stopped, or handed over.
     pub async fn run(mut self, inputs: &mut Inputs) -> Result<Ending, String> {
+        let mut gateway_events = self.gateway.take_events().ok_or("the loop runs already")?;
         loop {
             self.pump().await;
             self.update_readiness();
             self.save_if_dirty().await;
             if let Some(result) = self.finished.take() {
+                self.gateway.applications.end_all(EXIT_GRACE).await;
                 if let Some(predecessor) = self.predecessor.take() {
                     predecessor.dismiss().await;
                 }
@@ -238,6 +243,8 @@ impl Core {
                 && let Some(replacement) = self.replacement.take()
                 && let Some(doors) = self.doors.take()
             {
+                // The successor does not know it, and starts another.
+                self.gateway.applications.end_all(EXIT_GRACE).await;
                 let last_status = Box::new(self.last_status());
                 let queued = self.queued.take();
                 let setup = self.into_setup();
@@ -255,6 +262,7 @@ impl Core {
             tokio::select! {
                 Some((worker, event)) = inputs.links.recv() => self.on_link(worker, event),
                 Some(command) = inputs.commands.recv() => self.on_command(command),
+                Some(event) = gateway_events.recv() => self.on_gateway_event(event),
                 signal = inputs.signals.next() => self.on_signal(signal),
                 event = next_event(&mut self.replacement) => self.on_successor(event),
                 () = wait => {}
@@ -274,10 +282,8 @@ impl Core {
             Command::Plan { reply } => {
                 let _ = reply.send(Box::new(self.preview()));
             }
-            Command::FlushQueue { reply } => {
-                // The gateway's queue, once there is one.
-                let _ = reply.send(FlushReport::default());
-            }
+            Command::FlushQueue { reply } => self.begin_flush(reply),
+            Command::Gateway { request, reply } => self.on_gateway_request(request, reply),
             Command::Config { reply } => {
                 let _ = reply.send(self.shown.clone());
             }
@@ -315,6 +321,7 @@ impl Core {
         self.forget_on_time(now);
         self.status_on_time(now);
         self.rehearse_on_time(now);
+        self.gateway_on_time(now);
         self.stop_on_time(now);
     }
 
@@ -330,6 +337,7 @@ impl Core {
             self.listeners.next_expiry(),
             self.status_requests.deadline(),
             self.rehearsals.deadline(),
+            self.gateway.deadline(),
             self.stopping.as_ref().and_then(Stopping::deadline),
         ]
         .into_iter()

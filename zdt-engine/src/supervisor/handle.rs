@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::reload::Verdict;
-use crate::config::{Change, Secret, ShownSetting, Strategy};
+use crate::config::{Change, RouteTarget, Secret, ShownSetting, Strategy};
 use crate::control::{Unmovable, WorkerStatus};
 
 /// Longest line on the control socket.
@@ -35,12 +35,71 @@ pub enum Request {
     Plan,
     /// Drop the requests that are held; answered by `flushed`.
     FlushQueue,
+    /// The gateway; answered by `gateway`.
+    Gateway(GatewayRequest),
     /// Answered by `stopping`; the connection ends when the supervisor does.
     Stop {
         /// Without draining.
         #[serde(default)]
         now: bool,
     },
+}
+
+/// What the gateway can be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "gateway", rename_all = "snake_case")]
+pub enum GatewayRequest {
+    /// Hold a route's requests, or send them again; all routes without a name.
+    Hold {
+        /// The route.
+        route: Option<String>,
+        /// Or resume.
+        held: bool,
+    },
+    /// Answer what is held with 503.
+    Flush {
+        /// Of that route only.
+        route: Option<String>,
+    },
+    /// Replace a route's upstreams, once the new ones answer.
+    SetUpstreams {
+        /// The route.
+        route: String,
+        /// Their URLs.
+        urls: Vec<String>,
+    },
+    /// Start the application anew, and swap once it answers.
+    ReloadApp,
+}
+
+/// What the gateway answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GatewayReply {
+    /// The routes in force.
+    Routes(Vec<RouteTarget>),
+    /// The queues are empty.
+    Flushed {
+        /// Workers that were told.
+        workers: u32,
+    },
+    /// New upstreams have a route.
+    Swapped(Swapped),
+}
+
+/// See [`GatewayReply::Swapped`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Swapped {
+    /// Always true: whatever else is an error.
+    pub swap_successful: bool,
+    /// The route.
+    pub route: String,
+    /// Who serves it now.
+    pub upstreams: Vec<String>,
+    /// Who did, and finishes what it has.
+    pub replaced: Vec<String>,
+    /// From the request to the first answer of the new ones.
+    pub ready_ms: f64,
 }
 
 /// How a reload is to be done, as far as it differs from the settings.
@@ -70,6 +129,8 @@ pub struct CanaryRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
+    /// See [`Request::Gateway`].
+    Gateway(Box<GatewayReply>),
     /// A reload goes on.
     Progress(Progress),
     /// A reload is over.
@@ -459,6 +520,13 @@ pub enum Command {
         /// Where it goes.
         reply: oneshot::Sender<Box<Plan>>,
     },
+    /// See [`Request::Gateway`].
+    Gateway {
+        /// What.
+        request: GatewayRequest,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<GatewayReply, String>>,
+    },
     /// See [`Request::FlushQueue`].
     FlushQueue {
         /// Where it goes.
@@ -557,6 +625,13 @@ impl Handle {
     pub async fn flush_queue(&self) -> Option<FlushReport> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::FlushQueue { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Tells the gateway something; `None` if the supervisor is ending.
+    pub async fn gateway(&self, request: GatewayRequest) -> Option<Result<GatewayReply, String>> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Gateway { request, reply }).await.ok()?;
         answer.await.ok()
     }
 

@@ -7,12 +7,14 @@
 //! Must not know: client bytes, protocols, services, the insides of a worker.
 
 mod adopt;
+mod application;
 mod confining;
 mod control_socket;
 mod core;
 mod counters;
 mod finishing;
 mod flipping;
+mod gateway;
 mod generations;
 pub mod handle;
 mod link;

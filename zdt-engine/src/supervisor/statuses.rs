@@ -185,6 +185,8 @@ impl Core {
             (false, true) => "healthy",
             (false, false) => "degraded",
         };
+        let gateways = worker_stats.values().filter_map(|one| one.figures.gateway.as_deref());
+        let buffered_requests = gateways.map(|gateway| gateway.held_requests).sum();
         let migration = if self.settings.migrate_connections { health } else { "disabled" };
         Status {
             status: health.to_owned(),
@@ -195,15 +197,15 @@ impl Core {
                     active_connections,
                 },
                 request_buffering: BufferingComponent {
-                    status: "idle".to_owned(),
-                    buffered_requests: 0,
+                    status: if buffered_requests > 0 { "holding" } else { "idle" }.to_owned(),
+                    buffered_requests,
                 },
             },
             reload_in_progress: reloading,
             reload: self.reload.as_ref().filter(|_| reloading).map(|reload| reload.progress()),
             strategy: self.settings.strategy.name().to_owned(),
             active_connections,
-            buffered_requests: 0,
+            buffered_requests,
             memory_usage_mb: resident_mb(std::process::id())
                 + worker_stats.values().map(|one| one.memory_usage_mb).sum::<f64>(),
             worker_stats,

@@ -114,6 +114,7 @@ impl Core {
             FromWorker::Rehearsed { request, report } => {
                 self.on_rehearsed(worker, request, *report)
             }
+            FromWorker::UpstreamIdle { url } => self.on_worker_upstream_idle(worker, &url),
             FromWorker::Drained => {
                 self.expect_exit(worker);
             }
@@ -187,6 +188,7 @@ impl Core {
         // Where the kernel does it, the worker need not.
         let grouped = self.workers.get(&id).is_some_and(|worker| worker.group.is_some());
         config.confinement.paces_itself = !grouped;
+        config.gateway.routes = self.gateway.in_force(&config.gateway.routes);
         let configure = Configure {
             identity,
             config,

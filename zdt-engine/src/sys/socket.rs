@@ -190,6 +190,35 @@ pub fn set_buffers(socket: BorrowedFd<'_>, send: usize, receive: usize) -> io::R
     Ok(setsockopt(&socket, sockopt::RcvBuf, &receive)?)
 }
 
+/// The address as a `sockaddr_in` or `sockaddr_in6`, byte by byte (ip(7), ipv6(7)).
+pub fn encode_address(address: SocketAddr) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(28);
+    match address {
+        SocketAddr::V4(address) => {
+            bytes.extend_from_slice(&(libc::AF_INET as libc::sa_family_t).to_ne_bytes());
+            bytes.extend_from_slice(&address.port().to_be_bytes());
+            bytes.extend_from_slice(&address.ip().octets());
+            bytes.extend_from_slice(&[0; 8]);
+        }
+        SocketAddr::V6(address) => {
+            bytes.extend_from_slice(&(libc::AF_INET6 as libc::sa_family_t).to_ne_bytes());
+            bytes.extend_from_slice(&address.port().to_be_bytes());
+            bytes.extend_from_slice(&address.flowinfo().to_be_bytes());
+            bytes.extend_from_slice(&address.ip().octets());
+            bytes.extend_from_slice(&address.scope_id().to_ne_bytes());
+        }
+    }
+    bytes
+}
+
+/// The path as a `sockaddr_un` (unix(7)); the caller has made sure that it has at most 107 bytes.
+pub fn encode_unix_address(path: &str) -> Vec<u8> {
+    let mut bytes = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes().to_vec();
+    bytes.extend_from_slice(path.as_bytes());
+    bytes.push(0);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

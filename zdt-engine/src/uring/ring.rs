@@ -2,6 +2,7 @@
 //!
 //! Must not know: what the operations are for.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -20,6 +21,8 @@ const KIND_ACCEPT: u64 = 1;
 const KIND_RECEIVE: u64 = 2;
 const KIND_POLL: u64 = 3;
 const KIND_SEND: u64 = 4;
+const KIND_SOCKET: u64 = 5;
+const KIND_CONNECT: u64 = 6;
 
 const BUFFER_GROUP: u16 = 0;
 const ENTER_GETEVENTS: libc::c_uint = 1 << 0;
@@ -77,6 +80,11 @@ impl Operation {
         Self::new(KIND_POLL, token)
     }
 
+    /// The connect with this token.
+    pub fn connect(token: u64) -> Self {
+        Self::new(KIND_CONNECT, token)
+    }
+
     #[inline]
     fn new(kind: u64, token: u64) -> Self {
         assert!(token >> ID_BITS == 0, "tokens of accepts, receives and polls have 56 bits");
@@ -110,6 +118,8 @@ pub enum CompletionPayload {
     Sent(SendBuffer),
     /// A new connection: close-on-exec and non-blocking.
     Accepted(OwnedFd),
+    /// A new socket: close-on-exec.
+    Made(OwnedFd),
 }
 
 /// One io_uring with its receive buffers. Not `Send`: it belongs to the thread that made it.
@@ -120,6 +130,8 @@ pub struct Ring {
     uring: IoUring,
     pool: Rc<Pool>,
     sends: InFlight,
+    /// Addresses of connects in flight.
+    addresses: HashMap<u64, Vec<u8>>,
     /// Completions copied out of the kernel's queue, and the first one that was not yet read.
     batch: Vec<cqueue::Entry>,
     cursor: usize,
@@ -139,8 +151,29 @@ impl Ring {
     /// # Errors
     /// What the kernel lacks or refuses, and what to do about it.
     pub fn new(entries: u32, buffer_count: u16, buffer_bytes: u32) -> Result<Self, SetupError> {
+        Self::build(entries, buffer_count, buffer_bytes, &[])
+    }
+
+    /// Like [`Ring::new`], and may make and connect sockets.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new_connecting(
+        entries: u32,
+        buffer_count: u16,
+        buffer_bytes: u32,
+    ) -> Result<Self, SetupError> {
+        Self::build(entries, buffer_count, buffer_bytes, setup::CONNECTING_OPCODES)
+    }
+
+    fn build(
+        entries: u32,
+        buffer_count: u16,
+        buffer_bytes: u32,
+        further: &[(u8, &str)],
+    ) -> Result<Self, SetupError> {
         let completions = (entries * 4).max(u32::from(buffer_count) * 2);
-        let uring = setup::build(entries, completions)?;
+        let uring = setup::build(entries, completions, further)?;
         let pool = Pool::new(buffer_count, buffer_bytes).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => SetupError::InvalidSize,
             _ => SetupError::from_io("mapping receive buffers", error),
@@ -154,7 +187,7 @@ impl Ring {
         }
         .map_err(|error| SetupError::from_io("REGISTER_PBUF_RING", error))?;
         let registered = register_ring_fd(uring.as_raw_fd());
-        setup::restrict_and_enable(&uring)?;
+        setup::restrict_and_enable(&uring, further)?;
         let (enter_fd, enter_flags) = match registered {
             Some(index) => (index, ENTER_REGISTERED_RING),
             None => (uring.as_raw_fd(), 0),
@@ -164,6 +197,7 @@ impl Ring {
             uring,
             pool,
             sends: InFlight::new(),
+            addresses: HashMap::new(),
             batch,
             cursor: 0,
             queued: 0,
@@ -228,6 +262,35 @@ impl Ring {
         // SAFETY: `address` points to `len` initialised bytes of a buffer that `self.sends` owns
         // from here to the operation's only completion; moving a `SendBuffer` does not move its
         // bytes, and nobody can reach it to change them.
+        unsafe { self.push_operation(&entry) };
+        operation
+    }
+
+    /// Makes a stream socket of that address family, not connected. Needs [`Ring::new_connecting`].
+    pub fn socket(&mut self, family: i32, token: u64) {
+        let entry = opcode::Socket::new(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)
+            .build()
+            .user_data(Operation::new(KIND_SOCKET, token).0);
+        // SAFETY: the operation names no memory of this process.
+        unsafe { self.push_operation(&entry) };
+    }
+
+    /// Connects a socket to an address, which is a `sockaddr` as bytes. Needs
+    /// [`Ring::new_connecting`]. At most one with a token at a time.
+    pub fn connect(&mut self, socket: BorrowedFd<'_>, token: u64, address: Vec<u8>) -> Operation {
+        let operation = Operation::connect(token);
+        let length = address.len() as libc::socklen_t;
+        let address = self.addresses.entry(token).insert_entry(address);
+        let entry = opcode::Connect::new(
+            types::Fd(socket.as_raw_fd()),
+            address.get().as_ptr().cast::<libc::sockaddr>(),
+            length,
+        )
+        .build()
+        .user_data(operation.0);
+        // SAFETY: the address is `length` bytes of a vector that `self.addresses` owns until the
+        // operation's only completion; the kernel copies it byte by byte, so it needs no alignment, and
+        // checks its length against its family.
         unsafe { self.push_operation(&entry) };
         operation
     }
@@ -356,7 +419,18 @@ impl Ring {
                 result = 0;
                 CompletionPayload::Accepted(socket)
             }
-            KIND_ACCEPT | KIND_POLL => CompletionPayload::None,
+            KIND_SOCKET if result >= 0 => {
+                // SAFETY: the kernel has just opened this descriptor for this operation, and this is
+                // the only place that learns of it.
+                let socket = unsafe { OwnedFd::from_raw_fd(result) };
+                result = 0;
+                CompletionPayload::Made(socket)
+            }
+            KIND_CONNECT => {
+                self.addresses.remove(&token);
+                CompletionPayload::None
+            }
+            KIND_ACCEPT | KIND_POLL | KIND_SOCKET => CompletionPayload::None,
             // A cancel that found nothing, a close that failed: nothing can be done about either.
             _ => return None,
         };

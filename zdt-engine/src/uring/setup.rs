@@ -16,6 +16,10 @@ pub const NEEDED_OPCODES: &[(u8, &str)] = &[
     (opcode::Close::CODE, "CLOSE"),
 ];
 
+/// Opcodes that a ring with [`super::Ring::new_connecting`] uses besides.
+pub(super) const CONNECTING_OPCODES: &[(u8, &str)] =
+    &[(opcode::Socket::CODE, "SOCKET"), (opcode::Connect::CODE, "CONNECT")];
+
 /// `IORING_UNREGISTER_RING_FDS`.
 pub(super) const UNREGISTER_RING_FDS: libc::c_uint = 21;
 
@@ -78,7 +82,11 @@ impl SetupError {
 }
 
 /// Builds the bare ring and checks its features and opcodes. It is still disabled.
-pub(super) fn build(entries: u32, completions: u32) -> Result<IoUring, SetupError> {
+pub(super) fn build(
+    entries: u32,
+    completions: u32,
+    further: &[(u8, &str)],
+) -> Result<IoUring, SetupError> {
     let ring: IoUring = IoUring::builder()
         .dontfork()
         .setup_clamp()
@@ -109,6 +117,7 @@ pub(super) fn build(entries: u32, completions: u32) -> Result<IoUring, SetupErro
         .map_err(|error| SetupError::from_io("REGISTER_PROBE", error))?;
     let missing: Vec<&str> = NEEDED_OPCODES
         .iter()
+        .chain(further)
         .filter(|(code, _)| !probe.is_supported(*code))
         .map(|(_, name)| *name)
         .collect();
@@ -120,10 +129,13 @@ pub(super) fn build(entries: u32, completions: u32) -> Result<IoUring, SetupErro
 
 /// Limits the ring to what is used here (seccomp does not see io_uring's operations), and enables
 /// it. Buffers must be registered by now.
-pub(super) fn restrict_and_enable(ring: &IoUring) -> Result<(), SetupError> {
+pub(super) fn restrict_and_enable(
+    ring: &IoUring,
+    further: &[(u8, &str)],
+) -> Result<(), SetupError> {
     use io_uring::squeue::Flags;
     let mut restrictions: Vec<Restriction> =
-        NEEDED_OPCODES.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
+        NEEDED_OPCODES.iter().chain(further).map(|(code, _)| Restriction::sqe_op(*code)).collect();
     let flags = Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
     restrictions.push(Restriction::sqe_flags_allowed(flags.bits()));
     restrictions.push(Restriction::register_op(UNREGISTER_RING_FDS as u8));

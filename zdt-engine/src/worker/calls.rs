@@ -121,6 +121,7 @@ impl Calls<'_> {
             wants_room: &mut place.wants_room,
             upgrade: None,
             expects_continue: false,
+            key,
             id: entry.id,
             worker: self.worker,
             inbox: self.inbox,
@@ -203,6 +204,9 @@ impl Worker {
                 }
                 Event::Body(bytes) => {
                     calls.session(target, |session, context| session.on_body(bytes, context));
+                }
+                Event::Tunnel(bytes) => {
+                    calls.session(target, |session, context| session.on_tunnel(bytes, context));
                 }
                 Event::BodyEnd => {
                     calls.session(target, |session, context| session.on_body_end(context));

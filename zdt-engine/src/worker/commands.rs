@@ -20,6 +20,7 @@ use crate::uring::Operation;
 use crate::{fdpass, state, sys};
 
 use super::Worker;
+use super::gateway::{self, Leaving};
 use super::tokens::Token;
 
 /// Messages that may wait for a supervisor that does not read; older progress is worth nothing.
@@ -208,10 +209,25 @@ impl Worker {
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
             ToWorker::Exit => self.exit = true,
             ToWorker::Rehearse { request } => self.begin_rehearsal(request),
+            ToWorker::Routes { routes } => self.with_gateway(|core| core.apply(&routes)),
+            ToWorker::FlushQueue { route } => {
+                self.with_gateway(|core| core.flush(route.as_deref()));
+            }
+            ToWorker::LeaveUpstream { url, reconnect, over_ms } => {
+                let how = if reconnect { Leaving::Reconnect } else { Leaving::Close };
+                self.with_gateway(|core| core.leave(&url, how, over_ms));
+            }
             ToWorker::Status { request } => {
                 let status = Box::new(self.full_status());
                 self.tell(&FromWorker::Status { request, status });
             }
+        }
+    }
+
+    fn with_gateway<T>(&mut self, call: impl FnOnce(&mut gateway::Core) -> T) {
+        match &self.gateway {
+            Some(core) => drop(call(&mut core.borrow_mut())),
+            None => tracing::error!("a command for a gateway, which this worker is not; ignored"),
         }
     }
 
@@ -302,6 +318,7 @@ impl Worker {
         let mut status = self.status.clone();
         status.pid = std::process::id();
         status.connections = self.entries.len() as u64;
+        status.gateway = self.gateway.as_ref().map(|core| Box::new(core.borrow().full_status()));
         for (_, entry) in &self.entries {
             *status.by_protocol.entry(entry.connection.protocol().to_owned()).or_insert(0) += 1;
         }

@@ -27,6 +27,7 @@ impl Worker {
     /// time (a graceful stop); otherwise only when the deadline is near.
     pub(super) fn begin_drain(&mut self, timeout_ms: u64, close_websockets: bool) {
         self.stop_accepting();
+        self.close_idle_upstreams();
         let ids: Vec<u64> = self.listeners.iter().map(|(_, l)| l.info.id).collect();
         self.retire_listeners(&ids);
         let mut to_close = Vec::new();
@@ -37,7 +38,7 @@ impl Worker {
                 entry.connection.end();
                 entry.connection.on_progress(self.now_ms, Progress::None, entry.queued() > 0);
                 self.settle(key);
-            } else if entry.connection.protocol() == "websocket" {
+            } else if matches!(entry.connection.protocol(), "websocket" | "tunnel") {
                 to_close.push(key);
             } else {
                 entry.connection.close_after_response();
@@ -104,6 +105,9 @@ impl Worker {
         let Some(entry) = self.entries.get_mut(key) else { return };
         if !entry.is_served() {
             return;
+        }
+        if entry.connection.protocol() == "tunnel" {
+            return self.close_tunnel(key);
         }
         let mut out = self.buffers.take();
         entry.connection.close_websocket(Slot::ONLY, &mut out, code, "going away");

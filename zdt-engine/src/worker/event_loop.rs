@@ -40,6 +40,7 @@ impl Worker {
             while let Some((key, tag)) = self.timers.pop_due(self.now_ms) {
                 self.on_timer(key, tag);
             }
+            self.advance_gateway();
             self.sweep_overlooked();
             self.advance_handoff();
             self.advance_drain();
@@ -58,6 +59,7 @@ impl Worker {
             self.timers.next_due_ms(),
             self.retry_accepts(),
             self.handoff_due_ms(),
+            self.gateway_due_ms(),
             self.drain_due_ms(),
             self.rehearsal_due_ms(),
         ] {
@@ -86,10 +88,22 @@ impl Worker {
                 (Token::ChannelWake(index), _) => self.on_channel_wake(index, result, more),
                 (Token::ChannelPeer(index), _) => self.on_channel_peer(index, result),
                 (Token::Inbox, _) => self.on_inbox(more),
+                (Token::LinkReceive(index), CompletionPayload::Received(buffer)) => {
+                    self.on_link_received(index, result, more, buffer);
+                }
+                (Token::LinkSend(index), CompletionPayload::Sent(buffer)) => {
+                    self.on_link_sent(index, result, buffer);
+                }
+                (Token::LinkSocket(index), CompletionPayload::Made(socket)) => {
+                    self.on_link_socket(index, result, Some(socket));
+                }
+                (Token::LinkSocket(index), _) => self.on_link_socket(index, result, None),
+                (Token::LinkConnect(index), _) => self.on_link_connected(index, result),
                 (token, payload) => {
                     unreachable!("{token:?} completed with {payload:?}")
                 }
             }
+            self.run_gateway();
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Exchange<'a> {
     pub upgrade: Option<Box<Upgrade>>,
     /// The client waits for 100 (Continue) before it sends the body.
     pub expects_continue: bool,
+    /// Index of the entry.
+    pub key: usize,
     pub id: ConnectionId,
     pub worker: WorkerInfo,
     pub inbox: &'a Arc<Inbox>,
@@ -86,6 +88,34 @@ impl Actions for Exchange<'_> {
         self.check(done, "the end of a response that has not begun, or too early");
     }
 
+    fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]) {
+        let done = self.connection.inform(self.slot, self.out, status, headers);
+        self.check(done, "an interim response where none is due");
+    }
+
+    fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]) {
+        let done = self.connection.finish_response_with(self.slot, self.out, trailers);
+        self.check(done, "the end of a response that has not begun, or too early");
+    }
+
+    fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) {
+        let done = self.connection.tunnel(self.slot, self.out, protocol, headers);
+        self.check(done, "a switch of protocols that nobody asked for");
+    }
+
+    fn write_tunnel(&mut self, bytes: &[u8]) {
+        let done = self.connection.write_tunnel(self.slot, self.out, bytes);
+        self.check(done, "bytes for a tunnel where there is none");
+    }
+
+    fn abort(&mut self) {
+        self.connection.abort(self.slot);
+    }
+
+    fn hold_input(&mut self, is_held: bool) {
+        self.connection.hold_input(is_held);
+    }
+
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         let done = match self.upgrade.take() {
             Some(upgrade) => {
@@ -127,6 +157,10 @@ impl Actions for Exchange<'_> {
     fn push_sink(&mut self) -> Arc<dyn PushSink> {
         self.is_pushable = true;
         Arc::clone(self.inbox) as Arc<dyn PushSink>
+    }
+
+    fn place(&self) -> usize {
+        self.key
     }
 
     fn connection(&self) -> ConnectionId {

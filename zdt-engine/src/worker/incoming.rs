@@ -111,7 +111,7 @@ impl Worker {
     }
 
     fn on_arrival(&mut self, index: usize, arrival: Arrival) {
-        let Arrival { sequence, socket, record: mut bytes } = arrival;
+        let Arrival { sequence, socket, upstreams, record: mut bytes } = arrival;
         let environment = Environment {
             limits: &self.configure.config.limits,
             websocket: &self.configure.config.websocket,
@@ -133,12 +133,16 @@ impl Worker {
                 error.code()
             })
         };
+        let restored = restored.and_then(|entry| {
+            // An entry that is dropped takes what was restored of its upstreams along.
+            if self.expects_upstreams(upstreams.len()) { Ok(entry) } else { Err("upstreams") }
+        });
         let channel = &mut self.channels[index];
         channel.recycle(bytes);
         let restored = match restored {
             Ok(restored) => restored,
             Err(reason) => {
-                drop(socket); // before it says so
+                drop((socket, upstreams)); // before it says so
                 channel.refuse(sequence);
                 *self.intake.refused.entry(reason.to_owned()).or_insert(0) += 1;
                 return;
@@ -151,6 +155,7 @@ impl Worker {
         let entry = restored.adopt(socket);
         let frozen_ns = entry.frozen_ns;
         let key = self.insert(entry);
+        self.attach_upstreams(key, upstreams);
         self.intake.adopted += 1;
         self.intake.armed_ns.push(frozen_ns);
         self.intake.fresh.push(key);

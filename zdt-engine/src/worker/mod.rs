@@ -9,6 +9,7 @@
 //! | `places` | the sessions of a connection, one for each stream |
 //! | `calls` | events to the service and to sessions, and what follows from their answers |
 //! | `exchange` | what a service does to its connection |
+//! | `gateway` | the reverse proxy, with upstream connections of its own |
 //! | `accept` | listeners, limits, probes |
 //! | `commands` | control messages |
 //! | `outgoing`, `incoming` | the two directions of a handoff |
@@ -27,6 +28,7 @@ mod drain;
 mod entry;
 mod event_loop;
 mod exchange;
+mod gateway;
 mod inbox;
 mod incoming;
 mod outgoing;
@@ -108,6 +110,9 @@ struct Worker {
     packer: state::Packer,
     unpacker: state::Unpacker,
     rehearsals: std::collections::VecDeque<rehearsal::Rehearsal>,
+
+    /// Present if the service is the gateway.
+    gateway: Option<gateway::Shared>,
 
     inbox: Arc<Inbox>,
     /// Connections whose session has a [`crate::service::Pusher`], by id.

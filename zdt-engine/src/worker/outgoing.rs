@@ -240,9 +240,10 @@ impl Worker {
         for answer in answers {
             match answer {
                 Answer::Started { key } => self.on_moved(key as usize),
-                Answer::TakenBack { key, socket, refused } => {
+                Answer::TakenBack { key, socket, upstreams, refused } => {
                     let key = key as usize;
                     self.entries[key].socket = Some(socket);
+                    self.give_upstreams_back(key, upstreams);
                     if let Some(job) = &mut self.job {
                         if refused {
                             job.report.refused += 1;
@@ -392,14 +393,15 @@ impl Worker {
         if let Some(job) = &mut self.job {
             job.freezing.push(Freezing { key, turns_beyond_budget: 0 });
         }
+        self.freeze_upstreams(key);
         fault_point!("freeze.begun");
         self.try_offer(key);
     }
 
     /// Offers a frozen connection as soon as nothing names its socket any more.
     pub(super) fn try_offer(&mut self, key: usize) {
-        let entry = &self.entries[key];
-        if entry.is_quiet() && entry.moving == Moving::Freezing {
+        let Some(entry) = self.entries.get(key) else { return };
+        if entry.moving == Moving::Freezing && entry.is_quiet() && self.upstreams_are_quiet(key) {
             let _ = self.offer(key);
         }
     }
@@ -434,7 +436,9 @@ impl Worker {
                 continue;
             }
             let Some(socket) = self.entries[key].socket.take() else { break };
-            match channel.offer(key as u64, &mut bytes, socket, self.now_ms) {
+            let upstreams = self.take_upstreams(key);
+            let channel = &mut self.channels[index];
+            match channel.offer(key as u64, &mut bytes, socket, upstreams, self.now_ms) {
                 Ok(()) => {
                     self.entries[key].moving = Moving::Offered { channel: index };
                     if let Some(job) = &mut self.job {
@@ -444,8 +448,11 @@ impl Worker {
                     outcome = Ok(());
                     break;
                 }
-                Err(OfferError::Full(socket) | OfferError::Closed(socket)) => {
+                Err(
+                    OfferError::Full(socket, upstreams) | OfferError::Closed(socket, upstreams),
+                ) => {
                     self.entries[key].socket = Some(socket);
+                    self.give_upstreams_back(key, upstreams);
                     if state::is_sealed(&bytes) {
                         break; // for another channel it would have to be saved anew
                     }
@@ -469,8 +476,11 @@ impl Worker {
                 one.turns_beyond_budget += 1;
             }
             let overdue = one.turns_beyond_budget > TURNS_BEYOND_BUDGET;
-            let outcome =
-                if entry.is_quiet() { self.offer(key) } else { Err(Hindrance::StillInFlight) };
+            let outcome = if entry.is_quiet() && self.upstreams_are_quiet(key) {
+                self.offer(key)
+            } else {
+                Err(Hindrance::StillInFlight)
+            };
             let Err(hindrance) = outcome else { continue };
             if !overdue {
                 continue;

@@ -2,10 +2,12 @@
 //!
 //! Must not know: who spawned the process, beyond what the control messages say.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,7 +20,6 @@ use crate::shm::{LoadMap, Scoreboard};
 use crate::uring::Ring;
 use crate::{fdpass, sys};
 
-use super::Worker;
 use super::commands::{encode, hello};
 use super::entry::BufferPool;
 use super::event_loop::DateCache;
@@ -27,6 +28,7 @@ use super::incoming::Intake;
 use super::pace::Pace;
 use super::timers::Timers;
 use super::tokens::Token;
+use super::{Worker, gateway};
 
 /// Submission queue entries; the completion queue is larger.
 const RING_ENTRIES: u32 = 2_048;
@@ -178,10 +180,16 @@ impl Worker {
         crate::fault::set_generation(configure.identity.generation);
         fault_point!("worker.start");
         let name = &configure.config.service;
-        let service = services.create(name).ok_or_else(|| {
-            let known: Vec<&str> = services.names().collect();
-            StartupError::UnknownService(name.clone(), known.join(", "))
-        })?;
+        let now_ms = sys::monotonic_ns() / 1_000_000;
+        let gateway = (name == crate::config::PROXY_SERVICE)
+            .then(|| Rc::new(RefCell::new(gateway::Core::new(&configure.config.gateway, now_ms))));
+        let service = match &gateway {
+            Some(core) => gateway::service(Rc::clone(core)),
+            None => services.create(name).ok_or_else(|| {
+                let known: Vec<&str> = services.names().collect();
+                StartupError::UnknownService(name.clone(), known.join(", "))
+            })?,
+        };
         let shared_descriptors = descriptors.split_off(1);
         let reattach = descriptors.remove(0);
         let scoreboard = match configure.has_totals {
@@ -193,7 +201,10 @@ impl Worker {
             None => None,
         };
         let buffers = &configure.config.receive_buffers;
-        let mut ring = Ring::new(RING_ENTRIES, buffers.count, buffers.bytes)?;
+        let mut ring = match gateway {
+            Some(_) => Ring::new_connecting(RING_ENTRIES, buffers.count, buffers.bytes)?,
+            None => Ring::new(RING_ENTRIES, buffers.count, buffers.bytes)?,
+        };
         let inbox = Arc::new(Inbox::new()?);
         ring.poll_multishot(reattach.as_fd(), Token::Reattach.pack());
         ring.poll_multishot(inbox.wake(), Token::Inbox.pack());
@@ -216,7 +227,7 @@ impl Worker {
             timers: Timers::default(),
             buffers: BufferPool::default(),
             date,
-            now_ms: sys::monotonic_ns() / 1_000_000,
+            now_ms,
             pace,
             next_connection: 0,
             status: Default::default(),
@@ -239,6 +250,7 @@ impl Worker {
             packer: Default::default(),
             unpacker: Default::default(),
             rehearsals: Default::default(),
+            gateway,
             inbox,
             pushable: HashMap::new(),
             followed: HashMap::new(),

@@ -26,6 +26,14 @@ pub enum Token {
     ChannelPeer(usize),
     /// Another thread has pushed something.
     Inbox,
+    /// The socket of an upstream connection is made.
+    LinkSocket(usize),
+    /// An upstream connection is connected.
+    LinkConnect(usize),
+    /// Receive on an upstream connection.
+    LinkReceive(usize),
+    /// Send on an upstream connection.
+    LinkSend(usize),
 }
 
 impl Token {
@@ -41,6 +49,10 @@ impl Token {
             Token::ChannelWake(index) => (8, index),
             Token::ChannelPeer(index) => (9, index),
             Token::Inbox => (10, 0),
+            Token::LinkSocket(index) => (11, index),
+            Token::LinkConnect(index) => (12, index),
+            Token::LinkReceive(index) => (13, index),
+            Token::LinkSend(index) => (14, index),
         };
         kind << INDEX_BITS | index as u64
     }
@@ -58,6 +70,10 @@ impl Token {
             8 => Token::ChannelWake(index),
             9 => Token::ChannelPeer(index),
             10 => Token::Inbox,
+            11 => Token::LinkSocket(index),
+            12 => Token::LinkConnect(index),
+            13 => Token::LinkReceive(index),
+            14 => Token::LinkSend(index),
             other => unreachable!("the ring returned a token of kind {other} that nobody made"),
         }
     }
@@ -79,6 +95,10 @@ mod tests {
             Token::ChannelWake(3),
             Token::ChannelPeer(3),
             Token::Inbox,
+            Token::LinkSocket(4),
+            Token::LinkConnect(4),
+            Token::LinkReceive(4),
+            Token::LinkSend(4),
         ] {
             assert!(token.pack() < 1 << 56);
             assert_eq!(Token::unpack(token.pack()), token);

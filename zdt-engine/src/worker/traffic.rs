@@ -95,8 +95,11 @@ impl Worker {
         let waits = entry.paused && !entry.connection.pending().is_empty();
         if is_over {
             self.end_sessions(key);
-        } else if !waits {
-            self.end_if_cut_off(key);
+        } else {
+            if !waits {
+                self.end_if_cut_off(key);
+            }
+            self.with_every_session(key, |session, context| session.on_half_close(context));
         }
         self.settle(key);
     }

@@ -6,6 +6,7 @@ mod skip;
 mod admin;
 mod allocations;
 mod freeze;
+mod gateway;
 mod handoff_basic;
 mod handoff_faults;
 mod handoff_sealed;

@@ -16,6 +16,40 @@ impl Http1 {
         }
     }
 
+    /// An interim response (RFC 9110 §15.2): any number of them may precede the final one. Nothing is
+    /// written to a client of HTTP/1.0, which would not understand it.
+    ///
+    /// # Errors
+    /// See [`ResponseError`]; `out` is unchanged then.
+    pub fn inform(
+        &mut self,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+    ) -> Result<(), ResponseError> {
+        if self.outgoing != Outgoing::Pending {
+            return Err(ResponseError::NotExpected);
+        }
+        if !(100..200).contains(&status) || status == 101 {
+            return Err(ResponseError::InvalidStatus(status));
+        }
+        for &(name, value) in headers {
+            check_header(name, value)?;
+        }
+        if self.flags.is_http10 {
+            return Ok(());
+        }
+        if status == 100 {
+            self.flags.continue_awaited = false;
+        }
+        write_status_line(out, status);
+        for &(name, value) in headers {
+            write_header(out, name, value);
+        }
+        out.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
     /// Begins the final response. Its body, if `length` announces one, follows through
     /// [`write_body`](Self::write_body); [`finish_response`](Self::finish_response) ends it in any
     /// case.
@@ -184,12 +218,34 @@ impl Http1 {
     /// `BodyTooShort` if more has been announced: send the rest, or drop the connection.
     /// `NotStarted` without a response that is streaming.
     pub fn finish_response(&mut self, out: &mut Vec<u8>) -> Result<(), ResponseError> {
+        self.finish_response_with(out, &[])
+    }
+
+    /// Like [`finish_response`](Self::finish_response), with trailer fields (RFC 9110 §6.5), which are
+    /// left out where the response is not chunked.
+    ///
+    /// # Errors
+    /// As there; `InvalidHeader` and `ReservedHeader` leave the response as it was.
+    pub fn finish_response_with(
+        &mut self,
+        out: &mut Vec<u8>,
+        trailers: &[(&str, &[u8])],
+    ) -> Result<(), ResponseError> {
+        for &(name, value) in trailers {
+            check_header(name, value)?;
+        }
         match self.outgoing {
             Outgoing::Sized { remaining: missing @ 1.. } => {
                 return Err(ResponseError::BodyTooShort { missing });
             }
             Outgoing::Sized { .. } | Outgoing::Omitted { .. } | Outgoing::UntilClose => {}
-            Outgoing::Chunked => out.extend_from_slice(b"0\r\n\r\n"),
+            Outgoing::Chunked => {
+                out.extend_from_slice(b"0\r\n");
+                for &(name, value) in trailers {
+                    write_header(out, name, value);
+                }
+                out.extend_from_slice(b"\r\n");
+            }
             Outgoing::Idle | Outgoing::Pending | Outgoing::Finished { .. } => {
                 return Err(ResponseError::NotStarted);
             }

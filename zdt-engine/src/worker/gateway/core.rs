@@ -1,0 +1,357 @@
+//! Requests in progress, their upstream connections, and those that are held.
+//!
+//! An exchange is one client's request from its head to the end of its answer, or of its tunnel; a link
+//! is one upstream connection. An exchange has at most one link, a link at most one exchange.
+//!
+//! Must not know: sockets' operations, the client's protocol.
+
+use std::collections::VecDeque;
+
+use slab::Slab;
+
+use super::exchange::{Exchange, Leaving, Link, LinkStage, NONE, Refusal, Stage, Todo, Tunnel};
+use super::head::{self, Framing};
+use super::table::Table;
+use crate::config::{GatewayConfig, GatewayOptions};
+use crate::control::GatewayStatus;
+use crate::queue::{self, Priority, RequestQueue};
+use crate::service::{Context, Request};
+
+/// Bytes on their way to an upstream beyond which the client is not listened to.
+pub const WINDOW_BYTES: usize = 64 << 10;
+
+/// What is kept of a request so that it can be sent again.
+pub const MAX_KEPT_BYTES: usize = 64 << 10;
+
+/// How often time-outs are looked for.
+pub const SWEEP_MS: u64 = 100;
+
+/// See the module.
+pub struct Core {
+    pub options: GatewayOptions,
+    pub table: Table,
+    pub links: Slab<Link>,
+    pub exchanges: Slab<Exchange>,
+    pub queue: RequestQueue,
+    pub todo: VecDeque<Todo>,
+    pub now_ms: u64,
+    /// Exchanges that `Service::restore` has made and that have not got their sockets.
+    pub restored: Vec<usize>,
+    /// For each connection of the worker its first exchange.
+    pub by_key: Vec<u32>,
+    /// Tunnels that are to leave their upstream, and when.
+    pub leaving: VecDeque<(u64, usize, u64, Leaving)>,
+    pub(super) next_serial: u64,
+    /// Requests from the queue that are not answered yet.
+    pub(super) replaying: u32,
+    pub(super) next_sweep_ms: u64,
+    spare: Vec<Vec<u8>>,
+    pub status: GatewayStatus,
+}
+
+impl Core {
+    pub fn new(config: &GatewayConfig, now_ms: u64) -> Self {
+        let share = |total: u64| (total / u64::from(config.workers.max(1))).max(1) as usize;
+        let hold = &config.options.hold;
+        let mut queue = RequestQueue::new(queue::Settings {
+            max_bytes: share(hold.bytes),
+            max_requests_per_buffer: share(u64::from(hold.requests)),
+            max_age_ms: hold.time_ms,
+            overflow: hold.overflow,
+            priority_headers: hold.priority_headers.clone(),
+        });
+        let mut table = Table::default();
+        table.apply(&config.routes);
+        for route in 0..table.routes.len() {
+            queue.start_upstream_buffering(route as u64);
+        }
+        Self {
+            options: config.options.clone(),
+            table,
+            links: Slab::new(),
+            exchanges: Slab::new(),
+            queue,
+            todo: VecDeque::new(),
+            now_ms,
+            restored: Vec::new(),
+            by_key: Vec::new(),
+            leaving: VecDeque::new(),
+            next_serial: 0,
+            replaying: 0,
+            next_sweep_ms: now_ms + SWEEP_MS,
+            spare: Vec::new(),
+            status: GatewayStatus::default(),
+        }
+    }
+
+    /// An empty vector.
+    pub fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(1 << 10))
+    }
+
+    /// Gives one back.
+    pub fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0 && buffer.capacity() <= MAX_KEPT_BYTES && self.spare.len() < 256 {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
+    }
+
+    // ---- From the client.
+
+    /// A request has arrived.
+    pub fn begin(
+        &mut self,
+        request: &Request<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<usize, Refusal> {
+        let refuse = |status, reason: &str| Err(Refusal { status, reason: reason.to_owned() });
+        let host = request.header("host").unwrap_or_default();
+        let Some(route) = self.table.find(host, request.path) else {
+            return refuse(404, "no route is for this host and path");
+        };
+        if request.is_websocket && context.stream() != 0 {
+            return refuse(501, "WebSockets pass through the gateway over HTTP/1.1 only");
+        }
+        self.status.requests += 1;
+        let mut out = self.buffer();
+        let authority = match self.options.preserve_host {
+            true => None,
+            false => self.table.routes[route].upstreams.first().copied(),
+        };
+        let framing = head::write_request(
+            &mut out,
+            request,
+            head::Options {
+                host: authority.map(|upstream| self.table.upstreams[upstream].authority.as_str()),
+                forwarded: self.options.forwarded,
+            },
+        );
+        let names = &self.options.hold.priority_headers;
+        let priority = names
+            .iter()
+            .filter_map(|name| request.header(name))
+            .map(Priority::of_value)
+            .max()
+            .unwrap_or_default();
+        let tunnel = request
+            .is_websocket
+            .then(|| Box::new(Tunnel { head: out.clone(), ..Tunnel::default() }));
+        let exchange = self.insert(Exchange {
+            serial: 0,
+            key: context.place(),
+            connection: context.connection(),
+            stream: context.stream(),
+            route,
+            upstream: None,
+            link: None,
+            stage: Stage::Failed,
+            out,
+            sent: Vec::new(),
+            is_kept: true,
+            framing,
+            body_done: framing == Framing::None,
+            is_head: request.method == "HEAD",
+            is_repeatable: head::is_idempotent(request.method)
+                || request.header("idempotency-key").is_some(),
+            may_have_been_sent: false,
+            wants_websocket: request.is_websocket,
+            input_held: false,
+            is_replay: false,
+            attempts: 0,
+            priority,
+            active_ms: self.now_ms,
+            held_ms: 0,
+            is_adopted: false,
+            trailers: Vec::new(),
+            half_closed: false,
+            frozen: false,
+            is_answered: false,
+            failure: None,
+            next_of_client: NONE,
+            tunnel,
+        });
+        self.join_client(exchange);
+        self.dispatch(exchange, false);
+        Ok(exchange)
+    }
+
+    /// Adds an exchange.
+    pub fn insert(&mut self, mut exchange: Exchange) -> usize {
+        self.next_serial += 1;
+        exchange.serial = self.next_serial;
+        self.exchanges.insert(exchange)
+    }
+
+    /// Notes which client's it is.
+    pub fn join_client(&mut self, index: usize) {
+        let key = self.exchanges[index].key;
+        if key >= self.by_key.len() {
+            self.by_key.resize(key + 1, NONE);
+        }
+        self.exchanges[index].next_of_client = self.by_key[key];
+        self.by_key[key] = index as u32;
+    }
+
+    fn leave_client(&mut self, index: usize) {
+        let Exchange { key, next_of_client, .. } = self.exchanges[index];
+        let Some(first) = self.by_key.get_mut(key) else { return };
+        if *first == index as u32 {
+            *first = next_of_client;
+            return;
+        }
+        let mut at = *first;
+        while at != NONE {
+            let exchange = &mut self.exchanges[at as usize];
+            if exchange.next_of_client == index as u32 {
+                exchange.next_of_client = next_of_client;
+                return;
+            }
+            at = exchange.next_of_client;
+        }
+    }
+
+    /// A piece of its body, or of a tunnel.
+    pub fn on_body(&mut self, index: usize, bytes: &[u8]) {
+        let exchange = &mut self.exchanges[index];
+        exchange.active_ms = self.now_ms;
+        match (exchange.stage, exchange.framing) {
+            (Stage::Failed, _) => return,
+            (Stage::Tunnel | Stage::Reconnecting, _) => {
+                if let Some(tunnel) = &mut exchange.tunnel {
+                    tunnel.up.feed(bytes);
+                }
+                exchange.out.extend_from_slice(bytes);
+                if exchange.tunnel.as_ref().is_some_and(|tunnel| tunnel.leaving != Leaving::No) {
+                    let serial = exchange.serial;
+                    self.todo.push_back(Todo::Leave { exchange: index, serial });
+                }
+            }
+            (_, Framing::Chunked) => {
+                use std::io::Write as _;
+                let _ = write!(exchange.out, "{:x}\r\n", bytes.len());
+                exchange.out.extend_from_slice(bytes);
+                exchange.out.extend_from_slice(b"\r\n");
+            }
+            _ => exchange.out.extend_from_slice(bytes),
+        }
+        self.after_input(index);
+    }
+
+    /// Its body is complete.
+    pub fn on_body_end(&mut self, index: usize) {
+        let exchange = &mut self.exchanges[index];
+        if exchange.framing == Framing::Chunked && !exchange.body_done {
+            exchange.out.extend_from_slice(b"0\r\n\r\n");
+        }
+        exchange.body_done = true;
+        self.after_input(index);
+    }
+
+    fn after_input(&mut self, index: usize) {
+        self.send_later(index);
+        let exchange = &self.exchanges[index];
+        // What is held is in the queue; the rest waits with the client.
+        let is_full = exchange.out.len() > WINDOW_BYTES || matches!(exchange.stage, Stage::Held(_));
+        if is_full && !exchange.input_held {
+            self.hold_input(index, true);
+        }
+    }
+
+    pub(super) fn send_later(&mut self, index: usize) {
+        if let Some(link) = self.exchanges[index].link
+            && !std::mem::replace(&mut self.links[link].send_due, true)
+        {
+            self.todo.push_back(Todo::Send(link));
+        }
+    }
+
+    /// The client's input is taken, or not.
+    pub fn hold_input(&mut self, index: usize, held: bool) {
+        let exchange = &mut self.exchanges[index];
+        exchange.input_held = held;
+        let serial = exchange.serial;
+        self.todo.push_back(Todo::Input { exchange: index, serial, held });
+    }
+
+    /// The client sends nothing more.
+    pub fn on_half_close(&mut self, index: usize) {
+        let exchange = &mut self.exchanges[index];
+        exchange.half_closed = true;
+        match exchange.stage {
+            Stage::Held(_) => {
+                self.status.abandoned += 1;
+                self.fail(index, 503, "the client went away while its request was held");
+            }
+            Stage::Tunnel => self.send_later(index),
+            _ => {}
+        }
+    }
+
+    /// The client's side is over: an answer is complete, or nobody waits for it.
+    pub fn release(&mut self, index: usize) {
+        self.leave_client(index);
+        let exchange = self.exchanges.remove(index);
+        self.restored.retain(|&one| one != index);
+        if let Stage::Held(id) = exchange.stage {
+            self.queue.cancel(id);
+        }
+        if exchange.is_replay {
+            self.replaying -= 1;
+        }
+        let is_sent = exchange.out.is_empty() && exchange.body_done;
+        if let Some(link) = exchange.link {
+            self.unbind(link, is_sent);
+        }
+        if let Some(upstream) = exchange.upstream {
+            self.table.upstreams[upstream].outstanding -= 1;
+            self.report_idle(upstream);
+        }
+        self.recycle(exchange.out);
+        self.recycle(exchange.sent);
+        self.replay();
+    }
+
+    /// A link has lost its exchange: it waits for another one, or goes.
+    pub(super) fn unbind(&mut self, index: usize, is_sent: bool) {
+        let link = &mut self.links[index];
+        link.exchange = None;
+        link.frozen = false;
+        if link.socket.is_none() && link.is_quiet() {
+            self.links.remove(index); // it has moved
+            return;
+        }
+        let upstream = &mut self.table.upstreams[link.upstream];
+        let is_reusable = is_sent
+            && link.stage == LinkStage::Ready
+            && link.machine.is_idle()
+            && link.sending.is_none()
+            && !link.closing
+            && !link.ended
+            && link.pending.is_empty()
+            && !upstream.retired
+            && upstream.idle.len() < self.options.idle_connections as usize;
+        if is_reusable {
+            link.since_ms = self.now_ms;
+            link.paused = false;
+            upstream.idle.push(index);
+            self.todo.push_back(Todo::Receive(index));
+        } else {
+            self.close(index);
+        }
+    }
+
+    /// Closes a link.
+    pub fn close(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        if !std::mem::replace(&mut link.closing, true) {
+            self.table.upstreams[link.upstream].idle.retain(|&one| one != index);
+            self.todo.push_back(Todo::Close(index));
+        }
+    }
+
+    /// The exchange of that index, if it still is the same.
+    pub fn same(&self, index: usize, serial: u64) -> Option<&Exchange> {
+        self.exchanges.get(index).filter(|exchange| exchange.serial == serial)
+    }
+}

@@ -1,0 +1,185 @@
+//! What the gateway keeps of a request in progress, and of an upstream connection.
+//!
+//! Must not know: what is done with them.
+
+use std::os::fd::OwnedFd;
+
+use super::frames::Frames;
+use super::head::Framing;
+use crate::proto::http1::client::Http1Client;
+use crate::queue::{Priority, RequestId};
+use crate::service::{ConnectionId, StreamId};
+use crate::uring::Operation;
+
+/// No exchange.
+pub const NONE: u32 = u32::MAX;
+
+/// Something for the worker to do.
+#[derive(Debug)]
+pub enum Todo {
+    /// Make a socket for this link and connect it.
+    Open(usize),
+    /// Send what its exchange has.
+    Send(usize),
+    /// Go on with what was received, and receive.
+    Receive(usize),
+    /// Close it, once nothing names its socket.
+    Close(usize),
+    /// Answer the client in the upstream's place; where that is too late, end its connection.
+    Fail { exchange: usize, serial: u64, status: u16, reason: String },
+    /// Stop taking the client's body, or go on.
+    Input { exchange: usize, serial: u64, held: bool },
+    /// Its application is to end: see [`Tunnel::leaving`].
+    Leave { exchange: usize, serial: u64 },
+    /// Tell the supervisor that an upstream is idle.
+    Idle { url: String },
+}
+
+/// How far an upstream connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkStage {
+    /// Its socket is being made.
+    Making,
+    /// It is being connected.
+    Connecting,
+    /// It can be used.
+    Ready,
+}
+
+/// An upstream connection.
+#[derive(Debug)]
+pub struct Link {
+    pub socket: Option<OwnedFd>,
+    pub upstream: usize,
+    pub stage: LinkStage,
+    pub machine: Http1Client,
+    pub exchange: Option<usize>,
+    /// Received and not consumed.
+    pub pending: Vec<u8>,
+    pub sending: Option<Operation>,
+    /// The socket is being made, or connected.
+    pub busy: bool,
+    pub receiving: bool,
+    /// The client has no room.
+    pub paused: bool,
+    /// It goes as soon as nothing names its socket.
+    pub closing: bool,
+    /// Nothing more will come: FIN, or an error.
+    pub ended: bool,
+    /// The exchange is being handed off: nothing is processed.
+    pub frozen: bool,
+    /// The receiving direction's end has been dealt with.
+    pub end_seen: bool,
+    /// Why it failed, while its send is awaited.
+    pub failure: Option<String>,
+    /// Our direction is shut.
+    pub send_is_shut: bool,
+    pub since_ms: u64,
+    /// A `Todo::Send` is on its way.
+    pub send_due: bool,
+}
+
+impl Link {
+    /// True while no operation names its socket.
+    pub fn is_quiet(&self) -> bool {
+        !self.busy && !self.receiving && self.sending.is_none()
+    }
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// In the queue.
+    Held(RequestId),
+    /// Its link is being made.
+    Opening,
+    /// On its way, or there; no final answer yet.
+    Sent,
+    /// The head of the answer has been passed on.
+    Responding,
+    /// A WebSocket.
+    Tunnel,
+    /// The WebSocket's upstream is being replaced.
+    Reconnecting,
+    /// Nothing more is to be done but to tell the client.
+    Failed,
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Exchange {
+    pub serial: u64,
+    /// Index of the client's connection in this worker.
+    pub key: usize,
+    pub connection: ConnectionId,
+    pub stream: StreamId,
+    pub route: usize,
+    pub upstream: Option<usize>,
+    pub link: Option<usize>,
+    pub stage: Stage,
+    /// Bytes for the upstream that are not in the ring.
+    pub out: Vec<u8>,
+    /// What this attempt has sent, in case of another.
+    pub sent: Vec<u8>,
+    /// `sent` is all of it.
+    pub is_kept: bool,
+    pub framing: Framing,
+    pub body_done: bool,
+    pub is_head: bool,
+    /// It may be sent again although it may have reached an application.
+    pub is_repeatable: bool,
+    pub may_have_been_sent: bool,
+    pub wants_websocket: bool,
+    pub input_held: bool,
+    /// It came out of the queue.
+    pub is_replay: bool,
+    pub attempts: u8,
+    pub priority: Priority,
+    /// Last time that its upstream, or its body, moved.
+    pub active_ms: u64,
+    /// For how long it had been held elsewhere.
+    pub held_ms: u64,
+    /// It was accepted by another worker: it is not dropped for want of room.
+    pub is_adopted: bool,
+    pub trailers: Vec<(String, Vec<u8>)>,
+    /// The client sends nothing more.
+    pub half_closed: bool,
+    pub frozen: bool,
+    /// The head of the answer has been passed on.
+    pub is_answered: bool,
+    /// What the client is to be told.
+    pub failure: Option<(u16, String)>,
+    /// The next exchange of the same client.
+    pub next_of_client: u32,
+    /// For WebSockets.
+    pub tunnel: Option<Box<Tunnel>>,
+}
+
+/// What a tunnel has beyond other exchanges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The opening request, for another upstream.
+    pub head: Vec<u8>,
+    /// From the client.
+    pub up: Frames,
+    /// To the client.
+    pub down: Frames,
+    /// It is to be closed with 1012, or to reconnect, at the next frame boundary.
+    pub leaving: Leaving,
+}
+
+/// See [`Tunnel::leaving`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Leaving {
+    #[default]
+    No,
+    Close,
+    Reconnect,
+}
+
+/// Why a request is not taken on.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: u16,
+    pub reason: String,
+}

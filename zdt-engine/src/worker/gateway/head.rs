@@ -1,0 +1,315 @@
+//! What is passed on of a message's head, and what is not (RFC 9110 §7.6).
+//!
+//! Must not know: connections, routes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use arrayvec::ArrayVec;
+
+use crate::proto::http1::client::Response;
+use crate::service::Request;
+
+/// How the request's body is framed towards the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// There is none.
+    None,
+    /// Content-Length.
+    Sized,
+    /// Chunked.
+    Chunked,
+}
+
+/// Fields of a response, at most.
+pub const MAX_FIELDS: usize = 256;
+
+/// How a request is passed on.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// In place of the client's Host.
+    pub host: Option<&'a str>,
+    /// Add Forwarded and X-Forwarded-*.
+    pub forwarded: bool,
+}
+
+/// Fields that concern one connection only (RFC 9110 §7.6.1), and those that the gateway writes itself.
+fn is_own(name: &str) -> bool {
+    let any = |names: &[&str]| names.iter().any(|one| name.eq_ignore_ascii_case(one));
+    match name.len() {
+        2 => any(&["te"]),
+        4 => any(&["host"]),
+        6 => any(&["expect"]),
+        7 => any(&["upgrade", "trailer"]),
+        9 => any(&["forwarded"]),
+        10 => any(&["connection", "keep-alive"]),
+        14 => any(&["content-length", "http2-settings"]),
+        15 => any(&["x-forwarded-for"]),
+        16 => any(&["proxy-connection", "x-forwarded-host"]),
+        17 => any(&["transfer-encoding", "x-forwarded-proto"]),
+        _ => false,
+    }
+}
+
+fn is_forwarding(name: &str) -> bool {
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]
+        .iter()
+        .any(|one| name.eq_ignore_ascii_case(one))
+}
+
+/// True if one of the Connection fields lists that name.
+fn is_listed(lists: &[u8], name: &str) -> bool {
+    lists
+        .split(|&byte| byte == b',')
+        .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// Writes the request's head for the upstream.
+pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<'_>) -> Framing {
+    out.reserve(512);
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(request.path.as_bytes());
+    if let Some(query) = request.query {
+        out.push(b'?');
+        out.extend_from_slice(query.as_bytes());
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+    let host = request.header("host").unwrap_or_default();
+    out.extend_from_slice(options.host.map_or(host, str::as_bytes));
+    out.extend_from_slice(b"\r\n");
+    // Usual ones list nothing that would not be dropped anyway.
+    let mut lists = Vec::new();
+    request.headers.each(&mut |name, value| {
+        let is_usual =
+            value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close");
+        if name.eq_ignore_ascii_case("connection") && !is_usual {
+            lists.extend_from_slice(value);
+            lists.push(b',');
+        }
+    });
+    let mut forwarded: Vec<u8> = Vec::new();
+    let mut forwarded_for: Vec<u8> = Vec::new();
+    let mut sends_length = false;
+    request.headers.each(&mut |name, value| {
+        if is_own(name) {
+            if name.eq_ignore_ascii_case("content-length") {
+                sends_length = true;
+                field(out, name, value);
+            } else if is_forwarding(name) {
+                if !options.forwarded {
+                    field(out, name, value);
+                } else if name.len() == 9 {
+                    append(&mut forwarded, value);
+                } else if name.len() == 15 {
+                    append(&mut forwarded_for, value);
+                }
+            }
+        } else if lists.is_empty() || !is_listed(&lists, name) {
+            field(out, name, value);
+        }
+    });
+    if options.forwarded {
+        write_forwarded(out, request.peer, host, &mut forwarded, &mut forwarded_for);
+    }
+    out.extend_from_slice(b"Via: 1.1 zdt\r\n");
+    if request.is_websocket {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    }
+    let framing = match (request.has_body, sends_length) {
+        (_, true) => Framing::Sized,
+        (true, false) => {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+            Framing::Chunked
+        }
+        (false, false) => Framing::None,
+    };
+    out.extend_from_slice(b"\r\n");
+    framing
+}
+
+fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn append(list: &mut Vec<u8>, value: &[u8]) {
+    if !list.is_empty() {
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(value);
+}
+
+/// RFC 7239, and what came before it. What the client claims of its own host and scheme is replaced;
+/// of the way before it, kept.
+fn write_forwarded(
+    out: &mut Vec<u8>,
+    peer: SocketAddr,
+    host: &[u8],
+    forwarded: &mut Vec<u8>,
+    forwarded_for: &mut Vec<u8>,
+) {
+    use std::io::Write as _;
+    let address = peer.ip().to_canonical();
+    append(forwarded_for, b"");
+    let _ = write!(forwarded_for, "{address}");
+    append(forwarded, b"");
+    let _ = match address {
+        IpAddr::V4(address) => write!(forwarded, "for={address};proto=http"),
+        IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\";proto=http"),
+    };
+    if !host.is_empty() {
+        // A Host that has passed the parser holds no quote and no backslash.
+        forwarded.extend_from_slice(b";host=\"");
+        forwarded.extend_from_slice(host);
+        forwarded.push(b'"');
+        field(out, "X-Forwarded-Host", host);
+    }
+    field(out, "X-Forwarded-For", forwarded_for);
+    field(out, "X-Forwarded-Proto", b"http");
+    field(out, "Forwarded", forwarded);
+}
+
+/// The fields of a response that are passed on.
+pub fn response_fields<'r>(
+    response: &Response<'r>,
+) -> Option<ArrayVec<(&'r str, &'r [u8]), MAX_FIELDS>> {
+    let mut lists = Vec::new();
+    for (name, value) in response.headers() {
+        let is_usual =
+            value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close");
+        if name.eq_ignore_ascii_case("connection") && !is_usual {
+            lists.extend_from_slice(value);
+            lists.push(b',');
+        }
+    }
+    let mut fields = ArrayVec::new();
+    for (name, value) in response.headers() {
+        let any = |names: &[&str]| names.iter().any(|one| name.eq_ignore_ascii_case(one));
+        let is_dropped = match name.len() {
+            7 => any(&["upgrade"]),
+            10 => any(&["connection", "keep-alive"]),
+            14 => any(&["content-length"]),
+            16 => any(&["proxy-connection"]),
+            17 => any(&["transfer-encoding"]),
+            _ => false,
+        };
+        if !is_dropped && (lists.is_empty() || !is_listed(&lists, name)) {
+            fields.try_push((name, value)).ok()?;
+        }
+    }
+    Some(fields)
+}
+
+/// RFC 9110 §9.2.2.
+pub fn is_idempotent(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Headers;
+
+    struct List(Vec<(&'static str, &'static [u8])>);
+
+    impl Headers for List {
+        fn first(&self, name: &str) -> Option<&[u8]> {
+            self.0
+                .iter()
+                .find(|(known, _)| known.eq_ignore_ascii_case(name))
+                .map(|(_, value)| *value)
+        }
+
+        fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+            self.0.iter().for_each(|(name, value)| visit(name, value));
+        }
+    }
+
+    fn written(
+        fields: Vec<(&'static str, &'static [u8])>,
+        has_body: bool,
+        options: Options<'_>,
+    ) -> (String, Framing) {
+        let headers = List(fields);
+        let request = Request {
+            method: "POST",
+            path: "/a",
+            query: Some("b=c"),
+            headers: &headers,
+            is_websocket: false,
+            has_body,
+            peer: "[::ffff:192.0.2.7]:1234".parse().unwrap(),
+        };
+        let mut out = Vec::new();
+        let framing = write_request(&mut out, &request, options);
+        (String::from_utf8(out).unwrap(), framing)
+    }
+
+    const PLAIN: Options<'_> = Options { host: None, forwarded: false };
+
+    #[test]
+    fn fields_of_one_connection_are_not_passed_on() {
+        let (head, framing) = written(
+            vec![
+                ("Host", b"example.org"),
+                ("Connection", b"keep-alive, X-Private"),
+                ("connection", b" te"),
+                ("X-Private", b"1"),
+                ("Keep-Alive", b"timeout=5"),
+                ("Proxy-Connection", b"close"),
+                ("TE", b"trailers"),
+                ("Upgrade", b"h2c"),
+                ("Expect", b"100-continue"),
+                ("Transfer-Encoding", b"chunked"),
+                ("X-Public", b"2"),
+            ],
+            true,
+            PLAIN,
+        );
+        assert_eq!(framing, Framing::Chunked);
+        assert_eq!(
+            head,
+            "POST /a?b=c HTTP/1.1\r\nHost: example.org\r\nX-Public: 2\r\nVia: 1.1 zdt\r\n\
+             Transfer-Encoding: chunked\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_length_is_passed_on_once() {
+        let (head, framing) = written(
+            vec![("Host", b"h"), ("Connection", b"content-length"), ("Content-Length", b"3")],
+            true,
+            PLAIN,
+        );
+        assert_eq!(framing, Framing::Sized);
+        assert_eq!(head.matches("Content-Length: 3\r\n").count(), 1, "{head}");
+        assert!(!head.contains("chunked"), "{head}");
+    }
+
+    #[test]
+    fn who_asked_is_passed_on() {
+        let options = Options { host: Some("inside:1"), forwarded: true };
+        let (head, _) = written(
+            vec![
+                ("Host", b"example.org"),
+                ("X-Forwarded-For", b"203.0.113.1"),
+                ("X-Forwarded-Proto", b"https"),
+                ("Forwarded", b"for=203.0.113.1"),
+            ],
+            false,
+            options,
+        );
+        for line in [
+            "Host: inside:1\r\n",
+            "X-Forwarded-For: 203.0.113.1, 192.0.2.7\r\n",
+            "X-Forwarded-Proto: http\r\n",
+            "X-Forwarded-Host: example.org\r\n",
+            "Forwarded: for=203.0.113.1, for=192.0.2.7;proto=http;host=\"example.org\"\r\n",
+        ] {
+            assert!(head.contains(line), "{line:?} is missing in {head}");
+        }
+        assert!(!head.contains("https"), "the client does not say how it came: {head}");
+    }
+}

@@ -1,0 +1,132 @@
+//! Requests that are held while no upstream of their route works, and their replay.
+//!
+//! Must not know: how a request is sent.
+
+use super::core::Core;
+use super::exchange::Stage;
+use crate::queue::{self, HoldError, Scope};
+
+impl Core {
+    pub(super) fn hold(&mut self, index: usize) {
+        if !self.options.hold.enabled {
+            return self.fail(index, 503, "no upstream of this route works, and nothing is held");
+        }
+        let exchange = &mut self.exchanges[index];
+        let out = std::mem::take(&mut exchange.out);
+        let route = exchange.route as u64;
+        let request = queue::Request {
+            parts: [&out, &[]],
+            upstream: Some(route),
+            priority: exchange.priority,
+            tag: index as u64,
+            may_have_been_sent: exchange.may_have_been_sent,
+        };
+        let (held_ms, is_replay) = (exchange.held_ms, exchange.is_replay || exchange.is_adopted);
+        exchange.held_ms = 0;
+        if std::mem::take(&mut exchange.is_replay) {
+            self.replaying -= 1;
+        }
+        let held = if held_ms > 0 || is_replay {
+            // It has been accepted once.
+            Ok(self.queue.adopt(self.now_ms, request, held_ms))
+        } else {
+            self.queue.hold(self.now_ms, request)
+        };
+        self.recycle(out);
+        match held {
+            Ok(id) => {
+                self.exchanges[index].stage = Stage::Held(id);
+                if !self.exchanges[index].body_done && !self.exchanges[index].input_held {
+                    self.hold_input(index, true);
+                }
+                while let Some(displaced) = self.queue.pop_displaced() {
+                    self.drop_held(displaced.tag, "it had to make room for newer requests");
+                }
+                self.probe();
+            }
+            Err(HoldError::TooLarge { .. }) => {
+                self.fail(
+                    index,
+                    503,
+                    "no upstream of this route works, and the request is too large to be held",
+                );
+            }
+            Err(_) => {
+                self.fail(
+                    index,
+                    503,
+                    "no upstream of this route works, and no more requests can be held",
+                );
+            }
+        }
+    }
+
+    pub(super) fn drop_held(&mut self, tag: u64, why: &str) {
+        if let Some(exchange) = self.exchanges.get_mut(tag as usize) {
+            exchange.stage = Stage::Failed; // it is not in the queue any more
+            self.fail(tag as usize, 503, &format!("the request was held, but {why}"));
+        }
+    }
+
+    /// Sends what can be sent of what is held: by priority, so many at a time.
+    pub fn replay(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        for route in 0..self.table.routes.len() {
+            let scope = Scope::Upstream(route as u64);
+            while self.replaying < self.options.hold.replay_concurrency
+                && self.queue.count(scope) > 0
+                && self.table.is_open(route)
+            {
+                let mut bytes = self.buffer();
+                let Some(held) = self.queue.take(self.now_ms, scope, &mut bytes) else { break };
+                let index = held.tag as usize;
+                let exchange = &mut self.exchanges[index];
+                exchange.out = bytes;
+                exchange.held_ms = held.age_ms;
+                exchange.is_replay = true;
+                exchange.stage = Stage::Opening;
+                self.replaying += 1;
+                self.status.replayed += 1;
+                self.dispatch(index, true);
+                let exchange = &self.exchanges[index];
+                if exchange.input_held && !matches!(exchange.stage, Stage::Held(_)) {
+                    self.hold_input(index, false);
+                }
+            }
+        }
+    }
+
+    /// Tries whether upstreams are back for which requests are held.
+    pub(super) fn probe(&mut self) {
+        for route in 0..self.table.routes.len() {
+            if self.queue.count(Scope::Upstream(route as u64)) == 0 || self.table.routes[route].held
+            {
+                continue;
+            }
+            for position in 0..self.table.routes[route].upstreams.len() {
+                let upstream = self.table.routes[route].upstreams[position];
+                if self.table.upstreams[upstream].wants_probe(self.now_ms) {
+                    self.table.upstreams[upstream].probing = true;
+                    self.open(upstream, None);
+                }
+            }
+        }
+    }
+
+    /// Gives up everything that is held. Returns how many requests that were.
+    pub fn flush(&mut self, route: Option<&str>) -> u64 {
+        let mut count = 0;
+        for index in 0..self.table.routes.len() {
+            if route.is_none_or(|name| self.table.routes[index].name == name) {
+                let scope = Scope::Upstream(index as u64);
+                for (held, _) in self.queue.flush_buffer(self.now_ms, scope) {
+                    self.drop_held(held.tag, "the queue was flushed");
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+}

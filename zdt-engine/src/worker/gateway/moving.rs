@@ -1,0 +1,206 @@
+//! What a handoff needs of the gateway: a client's upstream sockets are frozen with it, travel beside
+//! its own, and start again where it does.
+//!
+//! Must not know: channels, offers.
+
+use std::os::fd::OwnedFd;
+
+use super::core::Core;
+use super::exchange::{Leaving, LinkStage, NONE, Stage, Todo};
+use crate::service::ConnectionId;
+use crate::uring::Operation;
+use crate::worker::Worker;
+use crate::worker::tokens::Token;
+
+impl Core {
+    /// The exchanges of a client's connection.
+    fn of_client(&self, key: usize) -> impl Iterator<Item = usize> + '_ {
+        let mut next = self.by_key.get(key).copied().unwrap_or(NONE);
+        std::iter::from_fn(move || {
+            let index = (next != NONE).then_some(next as usize)?;
+            next = self.exchanges[index].next_of_client;
+            Some(index)
+        })
+    }
+
+    /// Stops an exchange wherever it is. What is not on its way goes back to the beginning.
+    fn freeze(&mut self, index: usize) {
+        let exchange = &mut self.exchanges[index];
+        exchange.frozen = true;
+        if let Stage::Held(id) = exchange.stage {
+            let mut bytes = Vec::new();
+            if let Some(held) = self.queue.extract(self.now_ms, id, &mut bytes) {
+                exchange.held_ms = held.age_ms;
+                exchange.is_adopted = true;
+                exchange.out = bytes;
+            }
+            exchange.stage = Stage::Opening;
+            return;
+        }
+        let Some(link) = exchange.link else { return };
+        if self.links[link].stage == LinkStage::Ready {
+            self.links[link].frozen = true;
+            return;
+        }
+        exchange.link = None;
+        if let Some(upstream) = exchange.upstream.take() {
+            self.table.upstreams[upstream].outstanding -= 1;
+        }
+        self.links[link].exchange = None;
+        self.close(link);
+    }
+
+    /// Goes on with an exchange that was frozen, here or elsewhere.
+    pub fn resume(&mut self, index: usize) {
+        let exchange = &mut self.exchanges[index];
+        if !std::mem::take(&mut exchange.frozen) {
+            return;
+        }
+        exchange.active_ms = self.now_ms;
+        if let Some((status, reason)) = exchange.failure.take() {
+            return self.fail(index, status, &reason);
+        }
+        match exchange.link {
+            Some(link) => {
+                let link_index = link;
+                let link = &mut self.links[link_index];
+                link.frozen = false;
+                link.paused = false;
+                link.send_due = true;
+                self.todo.push_back(Todo::Send(link_index));
+                self.todo.push_back(Todo::Receive(link_index));
+            }
+            None if exchange.stage == Stage::Reconnecting => {
+                self.hold_input(index, true);
+                self.dispatch(index, true);
+            }
+            None if exchange.stage == Stage::Opening => self.dispatch(index, false),
+            None => {}
+        }
+    }
+
+    /// The tunnels of a client's connection are closed with 1012 at the next frame boundary.
+    fn close_tunnels(&mut self, key: usize) {
+        let exchanges: Vec<usize> = self.of_client(key).collect();
+        for index in exchanges {
+            let exchange = &mut self.exchanges[index];
+            if let Some(tunnel) = &mut exchange.tunnel {
+                tunnel.leaving = Leaving::Close;
+                let serial = exchange.serial;
+                self.todo.push_back(Todo::Leave { exchange: index, serial });
+            }
+        }
+    }
+
+    /// The client has room again.
+    pub fn on_room(&mut self, index: usize) {
+        if let Some(link) = self.exchanges[index].link {
+            self.links[link].paused = false;
+            self.todo.push_back(Todo::Receive(link));
+        }
+    }
+
+    /// How many sockets the exchanges need that were restored last.
+    pub fn sockets_expected(&self) -> usize {
+        self.restored.iter().filter(|&&index| self.exchanges[index].link.is_some()).count()
+    }
+
+    /// Gives the exchanges that were restored last their client and their sockets.
+    pub fn attach(&mut self, key: usize, connection: ConnectionId, sockets: Vec<OwnedFd>) {
+        let mut sockets = sockets.into_iter();
+        for index in std::mem::take(&mut self.restored) {
+            self.exchanges[index].key = key;
+            self.exchanges[index].connection = connection;
+            self.join_client(index);
+            if let Some(link) = self.exchanges[index].link {
+                self.links[link].socket = sockets.next();
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Begins to freeze what belongs to a client's connection.
+    pub(in crate::worker) fn freeze_upstreams(&mut self, key: usize) {
+        let Some(core) = self.gateway.clone() else { return };
+        let mut core = core.borrow_mut();
+        let exchanges: Vec<usize> = core.of_client(key).collect();
+        for index in exchanges {
+            core.freeze(index);
+            let Some(link_index) = core.exchanges[index].link else { continue };
+            let link = &core.links[link_index];
+            if link.receiving {
+                self.ring.cancel(Operation::receive(Token::LinkReceive(link_index).pack()));
+            }
+            if let Some(sending) = link.sending {
+                self.ring.cancel(sending);
+            }
+        }
+        drop(core);
+        // Links that were not connected yet are closed.
+        self.run_gateway();
+    }
+
+    /// True while no operation names a socket of a client's upstreams.
+    pub(in crate::worker) fn upstreams_are_quiet(&self, key: usize) -> bool {
+        let Some(core) = &self.gateway else { return true };
+        let core = core.borrow();
+        core.of_client(key)
+            .filter_map(|index| core.exchanges[index].link)
+            .all(|link| core.links[link].is_quiet())
+    }
+
+    /// The sockets that travel with a client's.
+    pub(in crate::worker) fn take_upstreams(&mut self, key: usize) -> Vec<OwnedFd> {
+        let Some(core) = &self.gateway else { return Vec::new() };
+        let mut core = core.borrow_mut();
+        let mut links: Vec<(u64, usize)> = core
+            .of_client(key)
+            .filter_map(|index| Some((core.exchanges[index].stream, core.exchanges[index].link?)))
+            .collect();
+        links.sort_unstable();
+        links.into_iter().filter_map(|(_, link)| core.links[link].socket.take()).collect()
+    }
+
+    /// Nobody took them.
+    pub(in crate::worker) fn give_upstreams_back(&mut self, key: usize, sockets: Vec<OwnedFd>) {
+        let Some(core) = &self.gateway else { return };
+        let mut core = core.borrow_mut();
+        let mut links: Vec<(u64, usize)> = core
+            .of_client(key)
+            .filter_map(|index| Some((core.exchanges[index].stream, core.exchanges[index].link?)))
+            .collect();
+        links.sort_unstable();
+        for ((_, link), socket) in links.into_iter().zip(sockets) {
+            core.links[link].socket = Some(socket);
+        }
+    }
+
+    /// True if so many sockets belong to the connection that was restored last.
+    pub(in crate::worker) fn expects_upstreams(&self, count: usize) -> bool {
+        self.gateway.as_ref().map_or(0, |core| core.borrow().sockets_expected()) == count
+    }
+
+    /// The connection that was restored last is at `key`.
+    pub(in crate::worker) fn attach_upstreams(&mut self, key: usize, sockets: Vec<OwnedFd>) {
+        if let Some(core) = &self.gateway {
+            core.borrow_mut().attach(key, self.entries[key].id, sockets);
+        }
+    }
+
+    /// This worker is to end: what nobody uses is closed.
+    pub(in crate::worker) fn close_idle_upstreams(&mut self) {
+        if let Some(core) = &self.gateway {
+            core.borrow_mut().close_idle();
+            self.run_gateway();
+        }
+    }
+
+    /// Closes a WebSocket that passes through, where its frames allow that.
+    pub(in crate::worker) fn close_tunnel(&mut self, key: usize) {
+        if let Some(core) = &self.gateway {
+            core.borrow_mut().close_tunnels(key);
+            self.run_gateway();
+        }
+    }
+}

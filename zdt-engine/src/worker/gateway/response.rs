@@ -1,0 +1,214 @@
+//! From an upstream's bytes to the client: heads, bodies, trailers, tunnels.
+//!
+//! Must not know: sockets.
+
+use super::core::Core;
+use super::exchange::{Leaving, Stage};
+use super::head;
+use crate::proto::Input;
+use crate::proto::http1::BodyKind;
+use crate::proto::http1::client::{ClientEvent, ClientLimits, Response};
+use crate::service::{BodyLength, Context};
+
+/// Trailer fields of one response.
+const MAX_TRAILERS: usize = 64;
+
+/// What becomes of the link.
+#[derive(Debug)]
+pub enum Passed {
+    /// It goes on.
+    More,
+    /// The response is complete.
+    Complete,
+    /// The client has no room: the rest of the input waits.
+    Full,
+    /// The upstream has broken the protocol.
+    Broken(String),
+}
+
+impl Core {
+    /// Passes on what can be passed on. The link has an exchange, and `context` is its client's.
+    pub fn pass_on(
+        &mut self,
+        link: usize,
+        input: &mut Input<'_>,
+        context: &mut Context<'_>,
+    ) -> Passed {
+        let Some(index) = self.links[link].exchange else { return Passed::More };
+        self.exchanges[index].active_ms = self.now_ms;
+        loop {
+            if context.room() == 0 {
+                self.links[link].paused = true;
+                context.want_room();
+                return Passed::Full;
+            }
+            if self.exchanges[index].stage == Stage::Tunnel {
+                self.pass_through(index, input, context);
+                return Passed::More;
+            }
+            if self.exchanges[index].stage == Stage::Failed {
+                input.take_all();
+                return Passed::More;
+            }
+            match self.links[link].machine.next_event(input, &ClientLimits::default()) {
+                Ok(None) => return Passed::More,
+                Ok(Some(ClientEvent::Interim(response))) => {
+                    // The client has had its 100 from the gateway.
+                    if response.status != 100 && self.exchanges[index].stage == Stage::Sent {
+                        let Some(fields) = head::response_fields(&response) else { continue };
+                        let allowed = |name: &str| !name.eq_ignore_ascii_case("keep-alive");
+                        if fields.iter().all(|(name, _)| allowed(name)) {
+                            context.inform(response.status, &fields);
+                        }
+                    }
+                }
+                Ok(Some(ClientEvent::Response(response))) => {
+                    if let Err(why) = self.pass_head(index, &response, context) {
+                        return Passed::Broken(why);
+                    }
+                }
+                Ok(Some(ClientEvent::Body(bytes))) => context.write_body(bytes),
+                Ok(Some(ClientEvent::Trailer(name, value))) => {
+                    let trailers = &mut self.exchanges[index].trailers;
+                    let is_framing =
+                        ["content-length", "transfer-encoding", "keep-alive", "connection"]
+                            .iter()
+                            .any(|one| name.eq_ignore_ascii_case(one));
+                    if trailers.len() < MAX_TRAILERS && !is_framing {
+                        trailers.push((name.to_owned(), value.to_vec()));
+                    }
+                }
+                Ok(Some(ClientEvent::End)) => {
+                    if !input.is_empty() {
+                        // More than was announced: the answer stands, the connection does not.
+                        self.links[link].ended = true;
+                        input.take_all();
+                    }
+                    self.finish(index, context);
+                    return Passed::Complete;
+                }
+                Err(error) => return Passed::Broken(format!("broke the protocol: {error}")),
+            }
+        }
+    }
+
+    /// The upstream's end is the end of the response, too.
+    pub fn finish(&mut self, index: usize, context: &mut Context<'_>) {
+        let trailers = std::mem::take(&mut self.exchanges[index].trailers);
+        context.hold_input(false);
+        if trailers.is_empty() {
+            return context.finish_response();
+        }
+        let trailers: Vec<(&str, &[u8])> =
+            trailers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        context.finish_response_with(&trailers);
+    }
+
+    fn pass_head(
+        &mut self,
+        index: usize,
+        response: &Response<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<(), String> {
+        let exchange = &mut self.exchanges[index];
+        let sent = std::mem::take(&mut exchange.sent);
+        exchange.is_kept = false;
+        let is_reconnecting = exchange.stage == Stage::Reconnecting;
+        if let Some(upstream) = exchange.upstream {
+            self.table.upstreams[upstream].on_success();
+        }
+        self.recycle(sent);
+        let exchange = &mut self.exchanges[index];
+        if is_reconnecting {
+            if response.status != 101 {
+                return Err(format!(
+                    "refused the WebSocket that was to go on there: {}",
+                    response.status
+                ));
+            }
+            exchange.stage = Stage::Tunnel;
+            self.status.reconnected += 1;
+            self.hold_input(index, false);
+            return Ok(());
+        }
+        let fields = head::response_fields(response).ok_or("has sent too many fields")?;
+        if response.status == 101 {
+            exchange.stage = Stage::Tunnel;
+            exchange.is_answered = true;
+            self.status.tunnels += 1;
+            context.tunnel("websocket", &fields);
+            return Ok(());
+        }
+        if !(200..600).contains(&response.status) {
+            return Err(format!("answered with the status {}", response.status));
+        }
+        exchange.stage = Stage::Responding;
+        exchange.is_answered = true;
+        // An upgrade that is refused is an ordinary answer.
+        exchange.tunnel = None;
+        let length = match (response.body, response.announced) {
+            (BodyKind::Known(bytes), _) | (BodyKind::None, Some(bytes)) => BodyLength::Known(bytes),
+            (BodyKind::None, None) if matches!(response.status, 204 | 205 | 304) => {
+                BodyLength::Known(0)
+            }
+            _ => BodyLength::Unknown,
+        };
+        context.start_response(response.status, &fields, length);
+        Ok(())
+    }
+
+    fn pass_through(&mut self, index: usize, input: &mut Input<'_>, context: &mut Context<'_>) {
+        if input.is_empty() {
+            return;
+        }
+        let bytes = input.take_all();
+        context.write_tunnel(bytes);
+        let Some(tunnel) = &mut self.exchanges[index].tunnel else { return };
+        tunnel.down.feed(bytes);
+        if tunnel.leaving != Leaving::No {
+            self.try_leave(index, context);
+        }
+    }
+
+    /// A tunnel whose application is to end: closed with 1012, or taken to another one, where no frame
+    /// is cut.
+    pub fn try_leave(&mut self, index: usize, context: &mut Context<'_>) {
+        let exchange = &mut self.exchanges[index];
+        let Some(tunnel) = &mut exchange.tunnel else { return };
+        match tunnel.leaving {
+            Leaving::Close if tunnel.down.at_boundary() => {
+                // RFC 6455 §5.5.1, status 1012: service restart.
+                context.write_tunnel(&[0x88, 2, 0x03, 0xf4]);
+                exchange.stage = Stage::Failed;
+                context.abort();
+            }
+            Leaving::Reconnect
+                if tunnel.down.between_messages()
+                    && tunnel.up.between_messages()
+                    && exchange.out.is_empty() =>
+            {
+                tunnel.leaving = Leaving::No;
+                let end = tunnel.head.len() - 2;
+                let mut out = tunnel.head[..end].to_vec();
+                out.extend_from_slice(b"X-Zdt-Resume: ");
+                out.extend_from_slice(format!("{:016x}\r\n\r\n", exchange.connection).as_bytes());
+                exchange.out = out;
+                (tunnel.up, tunnel.down) = Default::default();
+                exchange.stage = Stage::Reconnecting;
+                exchange.wants_websocket = true;
+                let upstream = exchange.upstream.take();
+                let link = exchange.link.take();
+                if let Some(upstream) = upstream {
+                    self.table.upstreams[upstream].outstanding -= 1;
+                }
+                if let Some(link) = link {
+                    self.links[link].exchange = None;
+                    self.close(link);
+                }
+                self.hold_input(index, true);
+                self.dispatch(index, true);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Requests on their way to an upstream, and what becomes of them when it fails.
+//!
+//! Must not know: sockets' operations.
+
+use super::core::{Core, MAX_KEPT_BYTES, WINDOW_BYTES};
+use super::exchange::{Link, LinkStage, Stage, Todo};
+use crate::config::UpstreamAddress;
+use crate::proto::http1::client::Http1Client;
+use crate::queue::Scope;
+
+/// Times that a request is sent, at most.
+const MAX_ATTEMPTS: u8 = 3;
+
+impl Core {
+    /// Sends a request on its way: over a link that is there, over a new one, or into the queue.
+    /// `is_replay`: it comes from the queue, so nobody is before it.
+    pub fn dispatch(&mut self, index: usize, is_replay: bool) {
+        let route = self.exchanges[index].route;
+        let waits = !is_replay && self.queue.count(Scope::Upstream(route as u64)) > 0;
+        let chosen = match waits || self.table.routes[route].held {
+            true => None,
+            false => self.table.choose(route),
+        };
+        let Some(upstream) = chosen else { return self.hold(index) };
+        self.table.upstreams[upstream].outstanding += 1;
+        let exchange = &mut self.exchanges[index];
+        exchange.upstream = Some(upstream);
+        exchange.active_ms = self.now_ms;
+        while let Some(link) = self.table.upstreams[upstream].idle.pop() {
+            let known = &self.links[link];
+            // An upstream that is about to close it may have done so.
+            let is_fresh =
+                self.now_ms.saturating_sub(known.since_ms) < self.options.idle_timeout_ms;
+            if is_fresh && !known.closing && !known.ended {
+                self.exchanges[index].link = Some(link);
+                self.links[link].exchange = Some(index);
+                return self.start(link);
+            }
+            self.close(link);
+        }
+        let link = self.open(upstream, Some(index));
+        let exchange = &mut self.exchanges[index];
+        exchange.link = Some(link);
+        if exchange.stage != Stage::Reconnecting {
+            exchange.stage = Stage::Opening;
+        }
+    }
+
+    pub(super) fn open(&mut self, upstream: usize, exchange: Option<usize>) -> usize {
+        let link = self.links.insert(Link {
+            socket: None,
+            upstream,
+            stage: LinkStage::Making,
+            machine: Http1Client::new(),
+            exchange,
+            pending: Vec::new(),
+            sending: None,
+            busy: true,
+            receiving: false,
+            paused: false,
+            closing: false,
+            ended: false,
+            frozen: false,
+            end_seen: false,
+            failure: None,
+            send_is_shut: false,
+            since_ms: self.now_ms,
+            send_due: false,
+        });
+        self.todo.push_back(Todo::Open(link));
+        link
+    }
+
+    /// The link's exchange is sent over it.
+    pub fn start(&mut self, link: usize) {
+        let Some(index) = self.links[link].exchange else { return };
+        let exchange = &mut self.exchanges[index];
+        self.links[link].machine.begin(exchange.is_head, exchange.wants_websocket);
+        if exchange.stage != Stage::Reconnecting {
+            exchange.stage = Stage::Sent;
+        }
+        exchange.active_ms = self.now_ms;
+        self.send_later(index);
+    }
+
+    /// A link is connected.
+    pub fn on_connected(&mut self, index: usize) {
+        let link = &mut self.links[index];
+        link.stage = LinkStage::Ready;
+        link.since_ms = self.now_ms;
+        let upstream = link.upstream;
+        self.todo.push_back(Todo::Receive(index));
+        let known = &mut self.table.upstreams[upstream];
+        known.on_success();
+        if link.exchange.is_some() {
+            return self.start(index);
+        }
+        known.probing = false;
+        known.idle.push(index);
+        self.replay();
+    }
+
+    /// Bytes that were sent. They are kept until the answer begins, if they are not too many.
+    pub fn on_sent(&mut self, index: usize, bytes: Vec<u8>, count: usize) {
+        let Some(exchange) = self.links[index].exchange else { return self.recycle(bytes) };
+        let exchange = &mut self.exchanges[exchange];
+        if count > 0 {
+            exchange.may_have_been_sent = true;
+            exchange.active_ms = self.now_ms;
+        }
+        let keeps = matches!(exchange.stage, Stage::Sent)
+            && exchange.is_kept
+            && exchange.sent.len() + count <= MAX_KEPT_BYTES;
+        if exchange.is_kept && !keeps {
+            exchange.is_kept = false;
+            exchange.sent = Vec::new();
+        }
+        if keeps && count == bytes.len() && exchange.sent.is_empty() {
+            exchange.sent = bytes;
+            return;
+        }
+        if keeps {
+            exchange.sent.extend_from_slice(&bytes[..count]);
+        }
+        if count < bytes.len() {
+            exchange.out.splice(..0, bytes[count..].iter().copied());
+        }
+        self.recycle(bytes);
+    }
+
+    /// There is room on the way to the upstream again.
+    pub fn after_sent(&mut self, index: usize) {
+        let Some(exchange) = self.links[index].exchange else { return };
+        let known = &self.exchanges[exchange];
+        if !known.out.is_empty() || known.half_closed {
+            self.send_later(exchange);
+        }
+        let known = &self.exchanges[exchange];
+        if known.input_held
+            && known.out.len() <= WINDOW_BYTES / 2
+            && !matches!(known.stage, Stage::Held(_) | Stage::Reconnecting)
+        {
+            self.hold_input(exchange, false);
+        }
+    }
+
+    /// A link cannot be used any more. Its request goes elsewhere, or its client is told.
+    /// `refused`: there was no connection at all.
+    pub fn on_link_failure(&mut self, index: usize, why: &str, refused: bool) {
+        let link = &mut self.links[index];
+        let exchange = link.exchange.take();
+        let upstream = link.upstream;
+        self.close(index);
+        let known = &mut self.table.upstreams[upstream];
+        if exchange.is_none() {
+            if std::mem::take(&mut known.probing) {
+                known.on_failure(self.now_ms, true);
+            }
+            return; // an idle one
+        }
+        known.outstanding -= 1;
+        known.on_failure(self.now_ms, refused);
+        let url = known.url.clone();
+        if refused {
+            self.status.upstream_failures += 1;
+        }
+        let Some(exchange) = exchange else { return };
+        let known = &mut self.exchanges[exchange];
+        known.link = None;
+        known.upstream = None;
+        match known.stage {
+            Stage::Opening => {
+                let is_replay = known.is_replay;
+                self.dispatch(exchange, is_replay);
+            }
+            Stage::Sent if !known.may_have_been_sent || (known.is_repeatable && known.is_kept) => {
+                let sent = std::mem::take(&mut known.sent);
+                if !sent.is_empty() {
+                    let rest = std::mem::replace(&mut known.out, sent);
+                    known.out.extend_from_slice(&rest);
+                }
+                known.attempts += 1;
+                if known.attempts >= MAX_ATTEMPTS {
+                    return self.fail(exchange, 502, &format!("the upstream {url} {why}, again"));
+                }
+                self.status.retries += 1;
+                let is_replay = known.is_replay;
+                self.dispatch(exchange, is_replay);
+            }
+            Stage::Reconnecting => self.dispatch(exchange, true),
+            _ => self.fail(exchange, 502, &format!("the upstream {url} {why}")),
+        }
+    }
+
+    /// The client is told, if that is possible, and its exchange is over.
+    pub fn fail(&mut self, index: usize, status: u16, reason: &str) {
+        let exchange = &mut self.exchanges[index];
+        if let Stage::Held(id) = exchange.stage {
+            self.queue.cancel(id);
+        }
+        exchange.stage = Stage::Failed;
+        exchange.failure = Some((status, reason.to_owned()));
+        let (serial, reason) = (exchange.serial, reason.to_owned());
+        self.todo.push_back(Todo::Fail { exchange: index, serial, status, reason });
+    }
+
+    /// Address of a link's upstream.
+    pub fn address(&self, link: usize) -> &UpstreamAddress {
+        &self.table.upstreams[self.links[link].upstream].address
+    }
+}

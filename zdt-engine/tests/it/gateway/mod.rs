@@ -1,0 +1,93 @@
+//! The gateway: `zdt serve --service proxy` in front of upstreams that obey, misbehave, or are not
+//! there.
+
+mod hold;
+mod moving;
+mod proxy;
+mod upstream;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::lab::client;
+use crate::supervisor::engine::{Engine, Options};
+use upstream::Upstream;
+
+/// A gateway in front of these.
+#[track_caller]
+fn gateway(upstreams: &[&Upstream], config: &str) -> Engine {
+    let urls: Vec<String> = upstreams.iter().map(|upstream| upstream.url()).collect();
+    gateway_for(&urls, config)
+}
+
+#[track_caller]
+fn gateway_for(urls: &[String], config: &str) -> Engine {
+    let mut options = Options::config(config).and("--steering", "off").and("--service", "proxy");
+    for url in urls {
+        options = options.and("--upstream", url);
+    }
+    Engine::start(options)
+}
+
+/// One answer: status, head, body.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Sends a request as it is, on a connection of its own that the other side must end.
+#[track_caller]
+fn ask_raw(address: SocketAddr, request: &str) -> Answer {
+    parse(&client::exchange(address, request.as_bytes()))
+}
+
+#[track_caller]
+fn parse(bytes: &[u8]) -> Answer {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
+    let head = String::from_utf8(bytes[..end].to_vec()).expect("text");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("status");
+    Answer { status, head, body: bytes[end + 4..].to_vec() }
+}
+
+#[track_caller]
+fn get(address: SocketAddr, target: &str) -> Answer {
+    ask_raw(address, &format!("GET {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"))
+}
+
+/// Sends a request on a connection that stays, and returns it.
+#[track_caller]
+fn begin(address: SocketAddr, head: &str) -> TcpStream {
+    let mut stream = client::connect(address);
+    stream.write_all(format!("{head}\r\n\r\n").as_bytes()).expect("write");
+    stream
+}
+
+/// Reads an answer with a length.
+#[track_caller]
+fn read_answer(stream: &mut TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    let mut piece = [0; 16 << 10];
+    loop {
+        let count = stream.read(&mut piece).expect("read");
+        assert!(count > 0, "cut off: {:?}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&piece[..count]);
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let answer = parse(&bytes);
+        let length = answer.head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+        });
+        if bytes.len() >= end + 4 + length.expect("a length") {
+            return answer;
+        }
+    }
+}
