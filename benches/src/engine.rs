@@ -93,9 +93,18 @@ pub struct Reloader {
 impl Reloader {
     /// Reloads and waits for the verdict; that, and the time it took.
     pub fn reload(&self, timeout: Duration) -> Result<(Verdict, Duration)> {
+        self.reload_with(&[], timeout)
+    }
+
+    /// The same with more arguments.
+    pub fn reload_with(
+        &self,
+        arguments: &[&str],
+        timeout: Duration,
+    ) -> Result<(Verdict, Duration)> {
         let start = Instant::now();
         let mut command = Command::new(&self.zdt);
-        command.arg("reload").arg("--run-dir").arg(&self.run_dir).arg("--json");
+        command.arg("reload").arg("--run-dir").arg(&self.run_dir).arg("--json").args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = Server::start("zdt reload", &mut command, None)?;
         let (stdout, stderr) = (child.child().stdout.take(), child.child().stderr.take());

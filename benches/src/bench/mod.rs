@@ -8,6 +8,7 @@ mod handoff;
 mod http;
 mod memory;
 mod queue;
+mod reload;
 mod state;
 mod steering;
 
@@ -22,8 +23,8 @@ use crate::peers::Peer;
 use crate::process::server_and_client_cpus;
 
 /// Names of the benches, in the order of `all`.
-pub const NAMES: [&str; 8] =
-    ["handoff", "state", "ring", "echo", "http", "steering", "memory", "queue"];
+pub const NAMES: [&str; 9] =
+    ["handoff", "state", "ring", "echo", "http", "steering", "memory", "queue", "reload"];
 
 /// What all benches need.
 #[derive(Debug, Clone)]
@@ -84,6 +85,7 @@ fn run_one(name: &str, settings: &Settings, report: &mut Report) -> Result<()> {
         "http" => http::run(settings, report),
         "steering" => steering::run(settings, report),
         "memory" => memory::run(settings, report),
+        "reload" => reload::run(settings, report),
         "queue" => queue::run(settings, report),
         _ => bail!("no bench {name:?}; there are {}, all", NAMES.join(", ")),
     }

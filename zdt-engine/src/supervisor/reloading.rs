@@ -97,7 +97,9 @@ impl Default for Wanted {
 impl Wanted {
     /// The strategy that was asked for.
     pub fn strategy(self) -> Option<Strategy> {
-        self.request().strategy
+        let request = self.request();
+        // A canary is a choice between two whole generations.
+        request.canary.map(|_| Strategy::BlueGreen).or(request.strategy)
     }
 
     /// How it is to be done.

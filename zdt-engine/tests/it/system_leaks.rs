@@ -1,12 +1,14 @@
 //! Fifty reloads cost nothing that stays: descriptors, threads and memory, in the supervisor and in
-//! the workers.
+//! the workers. Twenty in twenty seconds cost no more at their height than ten.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::lab::system::{descriptors, pss, threads, wait_until_settled};
 use crate::lab::{client, eventually};
-use crate::supervisor::engine::{Engine, Options};
+use crate::supervisor::engine::{Engine, Options, Storm, verdict};
 
 /// What allocators and page tables may differ by; fifty leaks of a ring, a thread or a generation's
 /// tables are more.
@@ -85,4 +87,115 @@ fn fifty_reloads_leave_nothing_behind() {
             .expect("children");
     assert_eq!(children.split_ascii_whitespace().count(), 2, "no unburied worker: {children}");
     assert_eq!(engine.status()["generation"], 61);
+}
+
+/// What supervisor and workers take together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    processes: usize,
+    descriptors: usize,
+    pss: u64,
+}
+
+impl Held {
+    fn now(supervisor: u32) -> Held {
+        let mut held = Held::default();
+        for pid in children(supervisor).into_iter().chain([supervisor]) {
+            // One that has just ended has nothing any more.
+            let Ok(links) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            held.processes += 1;
+            held.descriptors += links.count();
+            held.pss += pss_if_alive(pid).unwrap_or(0);
+        }
+        held
+    }
+
+    fn most(self, other: Held) -> Held {
+        Held {
+            processes: self.processes.max(other.processes),
+            descriptors: self.descriptors.max(other.descriptors),
+            pss: self.pss.max(other.pss),
+        }
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let list = list.unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Like [`pss`], of a process that may end meanwhile.
+fn pss_if_alive(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().next()?.parse().ok()
+    };
+    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:")?) << 10)
+}
+
+#[test]
+fn twenty_reloads_in_twenty_seconds_stay_flat() {
+    for options in [Options::default(), Options::plain()] {
+        let engine = Engine::start(options);
+        let mut clients = engine.clients(50);
+        let storm = Storm::begin(engine.address());
+        // Pools fill in the first one of each kind.
+        let reload = |strategy: &str| engine.zdt(&["reload", "--json", "--strategy", strategy]);
+        let check = |output: &std::process::Output| {
+            let verdict = verdict(output);
+            assert_eq!(verdict["reload_successful"], true, "{verdict}");
+            assert_eq!(verdict["lost_connections"], 0, "{verdict}");
+            assert_eq!(verdict["drained_connections"], 0, "{verdict}");
+        };
+        check(&reload("blue-green"));
+        check(&reload("rolling"));
+        let supervisor = engine.pid();
+        let settle = || {
+            wait_until_settled(&engine);
+            Held::now(supervisor)
+        };
+        let before = settle();
+
+        // One a second, of both kinds in turn; the height of the first ten is what the others may reach.
+        let mut heights = [Held::default(); 2];
+        let start = Instant::now();
+        for number in 0..20u32 {
+            let due = start + Duration::from_secs(1) * number;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let done = AtomicBool::new(false);
+            let (output, height) = std::thread::scope(|scope| {
+                let watch = scope.spawn(|| {
+                    let mut height = Held::default();
+                    while !done.load(Ordering::Relaxed) {
+                        height = height.most(Held::now(supervisor));
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    height
+                });
+                let output = reload(["blue-green", "rolling"][number as usize % 2]);
+                done.store(true, Ordering::Relaxed);
+                (output, watch.join().expect("watch"))
+            });
+            check(&output);
+            let half = &mut heights[number as usize / 10];
+            *half = half.most(height);
+            clients.count_all();
+        }
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(21), "twenty reloads took {took:?}");
+        let after = settle();
+        storm.end();
+
+        let [first, second] = heights;
+        // Two generations at a time, and the supervisor; the one before may still be on its way out.
+        assert!(second.processes <= 1 + 3 * 2, "{second:?}");
+        // Connections of commands and of the storm come and go.
+        assert!(second.descriptors <= first.descriptors + 40, "{first:?}, then {second:?}");
+        assert!(second.pss <= first.pss + 4 * NOISE_BYTES, "{first:?}, then {second:?}");
+        assert_eq!(after.processes, before.processes);
+        assert!(after.descriptors <= before.descriptors + 16, "{before:?}, then {after:?}");
+        assert!(after.pss <= before.pss + NOISE_BYTES, "{before:?}, then {after:?}");
+    }
 }

@@ -222,6 +222,8 @@ pub(super) struct Shared {
     pub at: usize,
     /// Steps of which clients may have been served by green.
     pub flipped: usize,
+    /// Steps of which blue gets nothing new any more. A canary's blue does, although it has flipped.
+    pub closed: usize,
     pub actions: Vec<Action>,
 }
 
@@ -273,7 +275,7 @@ impl Shared {
 
     /// True if a worker at this place of blue may still come and be handed over like the others.
     pub fn may_join(&self, index: u32) -> bool {
-        self.batches.iter().skip(self.flipped).any(|batch| batch.blue.contains(&index))
+        self.batches.iter().skip(self.closed).any(|batch| batch.blue.contains(&index))
     }
 
     pub fn is_green(&self, worker: WorkerId) -> bool {
@@ -362,7 +364,7 @@ impl Machine {
     ) -> (Machine, Vec<Action>) {
         // Whatever it was, its steps have been done, or are undone all at once.
         let mut shared = new_shared(id, Options { rolling: None, canary: None, ..options });
-        shared.flipped = 1;
+        (shared.flipped, shared.closed) = (1, 1);
         let member = |(worker, hello)| (worker, Member::new(0, Some(hello)));
         shared.blue = blue.into_iter().map(member).collect();
         shared.green = green.into_iter().map(member).collect();
@@ -483,6 +485,7 @@ fn new_shared(id: u64, options: Options) -> Shared {
         batches: vec![Batch::all(u32::MAX)],
         at: 0,
         flipped: 0,
+        closed: 0,
         actions: Vec::new(),
     }
 }

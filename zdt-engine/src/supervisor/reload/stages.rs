@@ -186,7 +186,6 @@ pub(super) struct Flipping {
 
 impl Flipping {
     fn begin(shared: &mut Shared, now: Instant) -> Stage {
-        shared.act(Action::Persist(Mark::Flipped));
         shared.flipped = shared.at + 1;
         match shared.options.canary.filter(|_| !shared.live_blue().is_empty()) {
             Some(canary) => Self::act(shared, now, canary.permille, true),
@@ -197,10 +196,12 @@ impl Flipping {
     /// All that this step can give to green.
     pub fn wholly(shared: &mut Shared, now: Instant) -> Stage {
         let permille = share_of_green(shared);
+        shared.closed = shared.at + 1;
         Self::act(shared, now, permille, false)
     }
 
     fn act(shared: &mut Shared, now: Instant, permille: u16, canary: bool) -> Stage {
+        shared.act(Action::Persist(Mark::Flipped));
         shared.act(Action::Flip { batch: shared.batch().clone(), permille });
         let deadline = now + shared.options.answer_timeout;
         Stage::Flipping(Flipping { canary, deadline })

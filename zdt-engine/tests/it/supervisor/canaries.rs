@@ -126,6 +126,26 @@ fn a_canary_that_is_killed_is_undone() {
 }
 
 #[test]
+fn an_old_worker_that_is_killed_beside_a_canary_is_restarted() {
+    let name = "an_old_worker_that_is_killed_beside_a_canary_is_restarted";
+    let Some((engine, mut clients, reload)) = watched(name) else { return };
+    let victim = engine.workers(1)[0];
+    kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("kill");
+    eventually("it is replaced", || {
+        let workers = engine.workers(1);
+        workers.len() == 2 && !workers.contains(&victim)
+    });
+    clients.count_survivors();
+    for number in 0..20 {
+        engine.ask(&number.to_string());
+    }
+    let output = engine.zdt(&["rollback", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    undone(&verdict(&output_of(reload)), "asked for");
+    clients.count_all_in(1);
+}
+
+#[test]
 fn a_supervisor_that_dies_beside_a_canary_has_a_successor_that_takes_all_back() {
     let name = "a_supervisor_that_dies_beside_a_canary_has_a_successor_that_takes_all_back";
     let Some((mut engine, mut clients, reload)) = watched(name) else { return };

@@ -180,6 +180,62 @@ fn a_worker_that_is_killed_before_its_step_is_restarted_and_takes_part() {
 }
 
 #[test]
+fn workers_that_die_in_their_handoff_take_only_theirs_along() {
+    for options in both_steerings() {
+        // Old workers die, each in its own step, and the new ones go on; a new one that dies undoes all.
+        for (point, outcome, generation) in [
+            ("freeze.saved@1=kill:5", "committed", 2),
+            ("offer.published@1=kill:5", "committed", 2),
+            ("release.before@1=kill:5", "committed", 2),
+            ("adopt.restored@2=kill:5", "rolled_back", 1),
+            ("adopt.started@2=kill:5", "rolled_back", 1),
+        ] {
+            let config = "[handoff]\nwindow = 4\n".to_owned();
+            let faults = point.to_owned();
+            let engine = Engine::start(Options { config, faults, ..options.clone() });
+            let mut clients = engine.clients(60);
+            let verdict = engine.reload();
+            assert_eq!(verdict["outcome"], outcome, "{point}: {verdict}");
+            let lost = verdict["lost_connections"].as_u64().expect("lost") as usize;
+            assert_eq!(clients.count_survivors(), 60 - lost, "{point}: {verdict}");
+            clients.count_all_in(generation);
+            for number in 0..20 {
+                engine.ask(&number.to_string());
+            }
+            eventually("it is whole again", || {
+                let status = engine.status();
+                status["status"] == "healthy" && engine.workers(generation).len() == 2
+            });
+        }
+    }
+}
+
+#[test]
+fn without_migration_connections_drain_in_the_old_workers() {
+    for options in both_steerings() {
+        let config = "migrate_connections = false\n".to_owned();
+        let engine = Engine::start(Options { config, ..options });
+        let storm = Storm::begin(engine.address());
+        let mut clients = engine.clients(6);
+        let verdict = engine.reload_well();
+        assert_eq!(verdict["migrated_connections"], 0, "{verdict}");
+        clients.count_all_in(1);
+        assert_eq!(engine.clients(3).count_all().keys().copied().collect::<Vec<_>>(), [2]);
+        storm.end();
+    }
+}
+
+#[test]
+fn a_stop_between_two_steps_waits_for_no_pause() {
+    let (mut engine, clients, reload) = half_done(Options::plain().and("--strategy", "rolling"));
+    drop(clients);
+    engine.signal(Signal::SIGTERM);
+    let verdict = verdict(&output_of(reload));
+    assert_eq!(verdict["outcome"], "committed", "{verdict}");
+    assert!(engine.wait().success());
+}
+
+#[test]
 fn a_supervisor_that_dies_in_any_step_has_a_successor_that_undoes_or_ends_it() {
     for options in both_steerings() {
         // Passages of the first start come first; `:2` is the first step and `:3` the second.

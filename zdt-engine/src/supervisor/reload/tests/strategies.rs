@@ -125,6 +125,20 @@ fn a_canary_that_does_well_becomes_the_generation() {
 }
 
 #[test]
+fn a_worker_that_is_restarted_beside_a_canary_takes_part() {
+    let mut world = World::new(canary(), 2, 2, hello(1, 1));
+    world.run_to("watching");
+    world.kill(1);
+    assert!(world.machine.may_join(0));
+    world.blue.push(9);
+    world.feed(Event::BlueJoined { worker: 9, index: 0, hello: hello(1, 1) });
+    world.run_to("settling");
+    assert!(!world.machine.may_join(0));
+    assert_eq!(world.run(), Outcome::Committed);
+    assert_eq!(world.sent(|worker, m| *worker == 9 && hands_off(m)), 1);
+}
+
+#[test]
 fn a_canary_that_fails_is_undone_before_its_time() {
     let mut world = World::new(canary(), 2, 2, hello(1, 1));
     world.canary_fails = 200;
