@@ -19,6 +19,7 @@ mod secret;
 mod settings;
 mod sources;
 mod suggest;
+mod tls;
 
 use std::net::SocketAddr;
 
@@ -37,6 +38,7 @@ pub use settings::{
     SteeringMode, Strategy, SupervisionOptions,
 };
 pub use sources::{ConfigError, Loaded, Overrides, ShownSetting, Sources};
+pub use tls::{CertificateFiles, ClientCertificateRule, MinimumVersion, TlsConfig, TlsOptions};
 
 /// All that a worker is told about its job. Every duration is in milliseconds, every size in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +62,8 @@ pub struct WorkerConfig {
     pub confinement: Confinement,
     /// Where proxies in front tell who their clients are.
     pub proxy_protocol: ProxyProtocol,
+    /// Present where TLS is spoken on any address.
+    pub tls: Option<TlsConfig>,
 }
 
 /// See [`WorkerConfig::proxy_protocol`].
@@ -222,6 +226,7 @@ impl Default for WorkerConfig {
             proxy_protocol: ProxyProtocol::default(),
             gateway: GatewayConfig::default(),
             confinement: Confinement::default(),
+            tls: None,
         }
     }
 }

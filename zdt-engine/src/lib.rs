@@ -13,6 +13,7 @@ pub mod fault;
 pub mod config;
 pub mod conn;
 pub mod control;
+pub mod credentials;
 pub mod fdpass;
 pub mod handoff;
 pub mod proto;

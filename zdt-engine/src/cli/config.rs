@@ -8,6 +8,7 @@ use super::client::Client;
 use super::serve::{check_service, sources};
 use super::{ConfigArgs, ConfigCommand};
 use crate::config::{Loaded, ShownSetting};
+use crate::credentials::Credentials;
 use crate::service::Services;
 use crate::supervisor;
 use crate::supervisor::handle::{Reply, Request};
@@ -15,7 +16,7 @@ use crate::supervisor::handle::{Reply, Request};
 pub(super) fn run(args: ConfigArgs, services: &Services) -> Result<ExitCode, String> {
     match args.command {
         ConfigCommand::Check { settings, json } => {
-            let result = check(&sources(settings, services), services);
+            let result = sources(settings, services).and_then(|sources| check(&sources, services));
             if json {
                 let error = result.as_ref().err();
                 println!("{}", serde_json::json!({ "valid": error.is_none(), "error": error }));
@@ -30,7 +31,7 @@ pub(super) fn run(args: ConfigArgs, services: &Services) -> Result<ExitCode, Str
             let shown = if running {
                 running_settings(&settings.run_dir())?
             } else {
-                let loaded = sources(settings, services).load_shown();
+                let loaded = sources(settings, services)?.load_shown();
                 loaded.map_err(|error| error.to_string())?.shown
             };
             print(&shown, json)?;
@@ -44,6 +45,8 @@ fn check(sources: &crate::config::Sources, services: &Services) -> Result<Loaded
     let loaded = sources.load_shown().map_err(|error| error.to_string())?;
     check_service(&loaded.settings, services)?;
     supervisor::find_user(&loaded.settings.user, loaded.settings.group.as_deref())?;
+    Credentials::read(&loaded.settings.tls)
+        .map_err(|reason| format!("tls.certificates: {reason}"))?;
     if let Some(path) = &loaded.settings.executable {
         supervisor::check_executable(path)?;
     }

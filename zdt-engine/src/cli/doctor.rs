@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::DoctorArgs;
 use crate::config::Sources;
+use crate::credentials::{Credentials, Validity};
 use crate::{steering, supervisor, sys, uring};
 
 /// Oldest kernel with everything that a worker needs.
@@ -73,6 +74,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
         seccomp(sys::seccomp::is_supported()),
         control_groups(sys::cgroup::Delegation::find(&["memory", "cpu"])),
         run_dir(args),
+        certificates(args),
     ];
     let worst = checks.iter().map(|check| check.level).max_by_key(|level| *level as u8);
     let healthy = worst != Some(Level::Error);
@@ -267,6 +269,59 @@ fn seccomp(supported: bool) -> Check {
     )
 }
 
+fn certificates(args: &DoctorArgs) -> Check {
+    let name = "certificates";
+    let sources = Sources { file: args.config.clone(), ..Sources::default() };
+    let settings = match sources.load() {
+        Ok(settings) => settings,
+        Err(error) => return Check::error(name, error.to_string(), "mend the configuration"),
+    };
+    let credentials = match Credentials::read(&settings.tls) {
+        Ok(None) => return Check::ok(name, "none: TLS is not spoken"),
+        Ok(Some(credentials)) => credentials,
+        Err(error) => return Check::error(name, error, "see [tls] in the configuration"),
+    };
+    let now_s = sys::wall_clock_s().cast_signed();
+    let validities: Vec<_> = credentials
+        .validities()
+        .map(|(path, validity)| (path.display().to_string(), validity))
+        .collect();
+    judge_validities(name, &validities, now_s)
+}
+
+/// The worst of them.
+fn judge_validities(
+    name: &'static str,
+    validities: &[(String, Option<Validity>)],
+    now_s: i64,
+) -> Check {
+    const DAY_S: i64 = 86_400;
+    let mut soonest = i64::MAX;
+    for (path, validity) in validities {
+        let Some(validity) = validity else {
+            return Check::warning(
+                name,
+                format!("{path}: its validity cannot be read"),
+                "look at it with `openssl x509 -noout -dates -in FILE`",
+            );
+        };
+        if validity.until_s < now_s || validity.from_s > now_s {
+            let found = if validity.from_s > now_s { "is not valid yet" } else { "has expired" };
+            return Check::error(
+                name,
+                format!("{path} {found}"),
+                "clients refuse it: renew it, then `zdt reload`",
+            );
+        }
+        soonest = soonest.min((validity.until_s - now_s) / DAY_S);
+    }
+    let found = format!("{} fit their keys; the next expires in {soonest} days", validities.len());
+    if soonest < 14 {
+        return Check::warning(name, found, "renew it, then `zdt reload`");
+    }
+    Check::ok(name, found)
+}
+
 fn run_dir(args: &DoctorArgs) -> Check {
     let name = "run directory";
     let path = match args.run_dir.path() {
@@ -315,6 +370,21 @@ mod tests {
         assert_eq!(io_uring_allowed(true, None).level, Level::Ok);
         assert_eq!(io_uring_allowed(true, Some("1")).level, Level::Error);
         assert_eq!(io_uring_allowed(false, Some("2")).level, Level::Error);
+    }
+
+    #[test]
+    fn certificates_are_judged_by_the_worst() {
+        const DAY_S: i64 = 86_400;
+        let valid = |from_s, until_s| ("f".to_owned(), Some(Validity { from_s, until_s }));
+        let level = |list: &[(String, Option<Validity>)]| {
+            judge_validities("certificates", list, 1_000 * DAY_S).level
+        };
+        let good = valid(0, 2_000 * DAY_S);
+        assert_eq!(level(&[good.clone()]), Level::Ok);
+        assert_eq!(level(&[good.clone(), valid(0, 1_007 * DAY_S)]), Level::Warning);
+        assert_eq!(level(&[good.clone(), valid(0, 999 * DAY_S)]), Level::Error);
+        assert_eq!(level(&[valid(1_001 * DAY_S, 2_000 * DAY_S), good.clone()]), Level::Error);
+        assert_eq!(level(&[good, ("f".to_owned(), None)]), Level::Warning);
     }
 
     #[test]

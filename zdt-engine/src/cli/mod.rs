@@ -77,6 +77,16 @@ struct SettingsArgs {
     /// Public address; may be given several times.
     #[arg(long, value_name = "ADDR")]
     listen: Vec<SocketAddr>,
+    /// Certificate (PEM) to speak TLS with, and those behind it; may be given several times, each with its
+    /// --tls-key.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Vec<PathBuf>,
+    /// Private key (PEM) of the certificate at the same place.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Vec<PathBuf>,
+    /// Roots (PEM) that the certificates of clients must lead to; clients without one are refused.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
     /// Address of health, status and metrics, or `off`.
     #[arg(long, value_name = "ADDR")]
     admin: Option<AdminAddress>,

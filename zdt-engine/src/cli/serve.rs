@@ -15,7 +15,7 @@ pub(super) fn run(args: ServeArgs, services: &Services) -> Result<ExitCode, Stri
 }
 
 fn serve(args: ServeArgs, services: &Services) -> Result<ExitCode, String> {
-    let sources = sources(args.settings, services);
+    let sources = sources(args.settings, services)?;
     let settings = sources.load().map_err(|error| error.to_string())?;
     check_service(&settings, services)?;
     super::start_log(settings.log_format);
@@ -37,11 +37,31 @@ pub(super) fn check_service(settings: &Settings, services: &Services) -> Result<
 }
 
 /// What the command line says, over everything else.
-pub(super) fn sources(args: SettingsArgs, services: &Services) -> Sources {
+///
+/// # Errors
+/// If certificates and keys do not come in pairs.
+pub(super) fn sources(args: SettingsArgs, services: &Services) -> Result<Sources, String> {
     let mut overrides = Overrides::default();
     if !args.listen.is_empty() {
         let listen: Vec<String> = args.listen.iter().map(ToString::to_string).collect();
         overrides.set("listen", listen);
+    }
+    if args.tls_cert.len() != args.tls_key.len() {
+        return Err(format!(
+            "--tls-cert is given {} times and --tls-key {} times: each certificate needs its key",
+            args.tls_cert.len(),
+            args.tls_key.len()
+        ));
+    }
+    if !args.tls_cert.is_empty() {
+        let pairs = args.tls_cert.iter().zip(&args.tls_key);
+        overrides.set_tables(
+            "tls.certificates",
+            pairs.map(|(certificate, key)| [("certificate", certificate), ("key", key)]),
+        );
+    }
+    if let Some(client_ca) = &args.tls_client_ca {
+        overrides.set("tls.client_ca", client_ca.display().to_string());
     }
     if let Some(admin) = args.admin {
         overrides.set("admin", String::from(admin));
@@ -78,7 +98,7 @@ pub(super) fn sources(args: SettingsArgs, services: &Services) -> Sources {
     }
     let mut defaults = Overrides::default();
     defaults.set("service", services.default_name());
-    Sources { file: args.config, defaults, overrides }
+    Ok(Sources { file: args.config, defaults, overrides })
 }
 
 fn name_of(value: impl clap::ValueEnum) -> String {
@@ -96,7 +116,30 @@ mod tests {
     fn settings(line: &str) -> crate::config::Settings {
         let cli = Cli::try_parse_from(line.split(' ')).expect("a command line");
         let Command::Serve(args) = cli.command else { panic!("not serve") };
-        sources(args.settings, &Services::builtin()).load_with(|_| None).expect("settings")
+        sources(args.settings, &Services::builtin())
+            .expect("pairs")
+            .load_with(|_| None)
+            .expect("settings")
+    }
+
+    #[test]
+    fn certificates_come_with_their_keys() {
+        let settings = settings(
+            "zdt serve --tls-cert a.pem --tls-key a.key --tls-cert b.pem --tls-key b.key \
+             --tls-client-ca ca.pem",
+        );
+        let pairs: Vec<_> =
+            settings.tls.certificates.iter().map(|pair| (&pair.certificate, &pair.key)).collect();
+        assert_eq!(pairs, [(&"a.pem".into(), &"a.key".into()), (&"b.pem".into(), &"b.key".into())]);
+        assert_eq!(settings.tls.client_ca, std::path::Path::new("ca.pem"));
+        for line in ["zdt serve --tls-cert a.pem", "zdt serve --tls-client-ca ca.pem"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+        let line = "zdt serve --tls-cert a --tls-cert b --tls-key c";
+        let Command::Serve(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("not serve")
+        };
+        assert!(sources(args.settings, &Services::builtin()).unwrap_err().contains("its key"));
     }
 
     #[test]

@@ -20,6 +20,13 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `name 3, other 4`.
+fn listed(counts: &std::collections::BTreeMap<String, u64>) -> String {
+    let counts: Vec<String> =
+        counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    counts.join(", ")
+}
+
 fn print(status: &Status) {
     println!(
         "{}: generation {}, supervisor {} (zdt {}), up {:.0} s, {:.1} MB",
@@ -76,6 +83,27 @@ fn print(status: &Status) {
                 worker.memory_usage_mb,
                 if worker.answers { "" } else { " (does not answer)" }
             );
+            let figures = &worker.figures;
+            for (what, counts) in [("over", &figures.by_transport), ("speak", &figures.by_protocol)]
+            {
+                if !counts.is_empty() {
+                    println!("    {what} {}", listed(counts));
+                }
+            }
+            if !figures.draining.is_empty() {
+                println!("    stay here: {}", listed(&figures.draining));
+            }
+            if figures.tls_handshakes > 0 || !figures.tls_failures.is_empty() {
+                println!(
+                    "    {} TLS handshakes; failed: {}",
+                    figures.tls_handshakes,
+                    if figures.tls_failures.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        listed(&figures.tls_failures)
+                    }
+                );
+            }
         }
     }
     let confinement = &status.confinement;

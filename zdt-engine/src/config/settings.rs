@@ -12,7 +12,7 @@ use super::gateway::{
 };
 use super::{
     Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers, SeccompMode, Secret,
-    StateOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
+    StateOptions, TlsOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -105,6 +105,8 @@ pub struct Settings {
     pub gateway: GatewayOptions,
     /// Its routes beside the default one.
     pub route: Vec<RouteOptions>,
+    /// Certificates, and where TLS is spoken.
+    pub tls: TlsOptions,
 }
 
 impl Default for Settings {
@@ -145,6 +147,7 @@ impl Default for Settings {
             proxy_protocol: worker.proxy_protocol,
             gateway: GatewayOptions::default(),
             route: Vec::new(),
+            tls: TlsOptions::default(),
         }
     }
 }
@@ -356,6 +359,7 @@ impl Settings {
                 paces_itself: true,
                 pin_cpus: self.pin_cpus,
             },
+            tls: self.tls.for_worker(),
         }
     }
 
@@ -426,6 +430,7 @@ impl Settings {
                 "bounds must be at least 1; `enabled = false` holds nothing".into(),
             ));
         }
+        self.tls.check(&self.listen)?;
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));
         }

@@ -81,6 +81,21 @@ impl Overrides {
     pub fn set(&mut self, setting: &str, value: impl Into<Value>) {
         insert(&mut self.0, setting, value.into());
     }
+
+    /// Adds a list of tables with paths in them.
+    pub fn set_tables<'a, const N: usize>(
+        &mut self,
+        setting: &str,
+        tables: impl Iterator<Item = [(&'a str, &'a PathBuf); N]>,
+    ) {
+        let path = |path: &PathBuf| Value::String(path.display().to_string());
+        let table = |pairs: [(&str, &PathBuf); N]| {
+            Value::Table(
+                pairs.map(|(key, value)| (key.to_owned(), path(value))).into_iter().collect(),
+            )
+        };
+        self.set(setting, tables.map(table).collect::<Vec<_>>());
+    }
 }
 
 /// What settings are read from.

@@ -13,6 +13,7 @@ mod deadline;
 mod persist;
 mod request;
 mod slot;
+mod transport;
 
 use crate::config::{Limits, WebSocketOptions};
 use crate::proto::http1::{self, Http1, ResponseState};
@@ -23,6 +24,7 @@ pub use deadline::{Overdue, Progress};
 pub use persist::{KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};
 pub use slot::Slot;
+pub use transport::{TAG_TLS, TAG_TLS_INCOMING, Transport};
 
 use deadline::Waiting;
 

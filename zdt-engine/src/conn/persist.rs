@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use super::deadline::Waiting;
 use super::{Connection, Environment, ReceiveEnd, Stage};
 use crate::proto::http1::{self, Http1, Http1Head, Http1State};
+use crate::proto::tls;
 use crate::proto::websocket::{self, WebSocket, WebSocketHead, WebSocketState};
 use crate::state::{Record, StateError, Writer};
 
@@ -73,6 +74,9 @@ pub enum RestoreError {
     /// The WebSocket machine.
     #[error(transparent)]
     WebSocket(#[from] websocket::RestoreError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] tls::RestoreError),
 }
 
 impl Connection {

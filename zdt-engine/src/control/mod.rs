@@ -65,7 +65,8 @@ pub struct Identity {
 }
 
 /// Sent once, after the hello. Descriptors: the listening Unix socket on which a later supervisor
-/// reattaches; the scoreboard (memfd); and, if `has_load_map`, the steering program's load array.
+/// reattaches; the scoreboard (memfd); if `has_load_map`, the steering program's load array; and, if
+/// `config` has `tls`, certificates and keys (sealed memfd, to be closed once read).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Configure {
     /// Who the worker is.
@@ -167,6 +168,8 @@ pub enum ToWorker {
         /// Present for the outgoing side only.
         drain_ms: Option<u64>,
     },
+    /// Other keys for session tickets. Descriptor: a sealed memfd, to be closed once read.
+    TicketKeys,
     /// Graceful stop: close the listeners, answer what is being asked, close WebSockets with 1001
     /// spread over the time, exit when nothing is left or at the deadline.
     Drain {
@@ -272,7 +275,7 @@ pub enum FromWorker {
         report: Box<RehearsalReport>,
     },
     /// See [`ToWorker::Adopt`]. Descriptors: the listeners in their order, then the scoreboard, then
-    /// the load array if there is one.
+    /// the load array if there is one, then the keys of session tickets if it says so.
     Adopted(Box<Adopted>),
     /// The worker cannot go on; it exits.
     Failed {
@@ -328,6 +331,12 @@ pub struct WorkerStatus {
     pub connections: u64,
     /// Open connections by protocol (`http1`, `websocket`).
     pub by_protocol: BTreeMap<String, u64>,
+    /// Open connections by transport (`tcp`, `tls-handshake`, `tls1.2`, `tls1.3`).
+    pub by_transport: BTreeMap<String, u64>,
+    /// TLS handshakes that came to a good end.
+    pub tls_handshakes: u64,
+    /// TLS handshakes and connections that failed, by reason code.
+    pub tls_failures: BTreeMap<String, u64>,
     /// Connections that could not be handed off and drain, by reason code.
     pub draining: BTreeMap<String, u64>,
     /// Connections accepted from a listener.
@@ -503,6 +512,9 @@ pub struct Adopted {
     pub draining: bool,
     /// The open channels: reload and number.
     pub channels: Vec<OpenChannel>,
+    /// Whether the last descriptor is a sealed memfd with the keys of session tickets.
+    #[serde(default)]
+    pub has_ticket_keys: bool,
     /// Its figures.
     pub status: WorkerStatus,
 }

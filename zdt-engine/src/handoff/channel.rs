@@ -200,6 +200,11 @@ impl Channel {
         self.peer_is_dead
     }
 
+    /// True if what is offered here is encrypted.
+    pub fn is_sealing(&self) -> bool {
+        self.sealer.is_some()
+    }
+
     /// What may still be frozen for this channel.
     pub fn room(&mut self) -> Room {
         let takes_offers =

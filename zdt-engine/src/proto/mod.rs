@@ -10,6 +10,7 @@
 
 pub mod http1;
 pub mod proxy_protocol;
+pub mod tls;
 pub mod websocket;
 
 /// Received bytes, consumed from the front.

@@ -3,6 +3,8 @@
 //!
 //! Must not know: anything below the [`Service`] trait.
 
+use sha2::Digest as _;
+
 use super::digest::Progress;
 use super::{
     BodyLength, Busy, Context, Message, Outcome, Request, RestoreError, SavedSession, Service,
@@ -20,7 +22,7 @@ const BYTES: (&str, &[u8]) = ("Content-Type", b"application/octet-stream");
 
 const PAGE: &str = "<!doctype html><title>zdt demo</title><h1>zdt demo</h1>\
 <p>This page, and every connection to it, survives the replacement of the process that serves it.</p>\
-<ul><li>GET /id?id=X<li>GET /big?n=N<li>POST /echo<li>GET /stream?chunks=N&amp;interval_ms=M\
+<ul><li>GET /id?id=X<li>GET /tls<li>GET /big?n=N<li>POST /echo<li>GET /stream?chunks=N&amp;interval_ms=M\
 <li>POST /digest<li>WebSocket /ws/echo, /ws/counter, /ws/clock?interval_ms=M</ul>\n";
 
 /// See the module.
@@ -36,6 +38,22 @@ impl Service for Demo {
             ("GET" | "HEAD", "/id") => {
                 let id = request.parameter("id").unwrap_or("");
                 context.respond(200, &[TEXT], id.as_bytes());
+                Outcome::Done
+            }
+            ("GET", "/tls") => {
+                let answer = request.tls.map(|tls| {
+                    let client = tls.client_certificate.map(|der| {
+                        let digest = sha2::Sha256::digest(der);
+                        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+                    });
+                    serde_json::json!({
+                        "version": tls.version,
+                        "server_name": tls.server_name,
+                        "client_certificate_sha256": client,
+                    })
+                });
+                let answer = answer.unwrap_or(serde_json::Value::Null).to_string();
+                context.respond(200, &[("Content-Type", b"application/json")], answer.as_bytes());
                 Outcome::Done
             }
             ("GET" | "HEAD", "/big") => match number(request, "n", 1 << 20, 0) {
@@ -71,6 +89,7 @@ impl Service for Demo {
             ("GET" | "CONNECT", "/ws/echo" | "/ws/counter" | "/ws/clock") => {
                 websocket(request, context)
             }
+            (_, "/tls") => not_allowed(context, b"GET"),
             (_, "/" | "/id" | "/big" | "/stream") => not_allowed(context, b"GET, HEAD"),
             (_, "/echo" | "/digest") => not_allowed(context, b"POST"),
             (_, "/ws/echo" | "/ws/counter" | "/ws/clock") => not_allowed(context, b"GET"),

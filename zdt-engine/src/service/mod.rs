@@ -197,6 +197,20 @@ pub struct Request<'a> {
     pub has_body: bool,
     /// The client's address.
     pub peer: SocketAddr,
+    /// What TLS knows of the client; `None` where it is not spoken.
+    pub tls: Option<TlsInfo<'a>>,
+}
+
+/// See [`Request::tls`]. It moves with the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsInfo<'a> {
+    /// `tls1.2` or `tls1.3`.
+    pub version: &'static str,
+    /// The name that the client asked for.
+    pub server_name: Option<&'a str>,
+    /// The client's certificate (DER). Its chain was verified against the configured roots, and the client has proven
+    /// to have its key.
+    pub client_certificate: Option<&'a [u8]>,
 }
 
 impl Request<'_> {

@@ -74,6 +74,8 @@ pub(super) struct Core {
     pub gateway: Gateway,
     pub rehearsals: Rehearsals,
     pub stopping: Option<Stopping>,
+    /// Keys of session tickets, shared by all generations.
+    pub tickets: super::credentials::Tickets,
     pub totals: Totals,
     /// What workers that are gone have counted.
     pub retired: Counters,
@@ -186,6 +188,7 @@ impl Core {
             gateway: Gateway::default(),
             rehearsals: Rehearsals::default(),
             stopping: None,
+            tickets: super::credentials::Tickets::new(Instant::now()),
             totals: Totals::default(),
             retired: Counters::default(),
             last_verdict: None,
@@ -323,6 +326,7 @@ impl Core {
         self.rehearse_on_time(now);
         self.gateway_on_time(now);
         self.stop_on_time(now);
+        self.change_tickets_on_time(now);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -339,6 +343,7 @@ impl Core {
             self.rehearsals.deadline(),
             self.gateway.deadline(),
             self.stopping.as_ref().and_then(Stopping::deadline),
+            self.tickets_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -16,6 +16,7 @@ use super::process::{Executable, Process, User};
 use super::watch::Pulse;
 use crate::config::WorkerConfig;
 use crate::control::{Hello, Identity};
+use crate::credentials::Credentials;
 use crate::sys::cgroup::Group;
 
 /// What a generation is for.
@@ -43,6 +44,8 @@ pub struct Generation {
     pub phase: Phase,
     /// What its workers are told.
     pub config: WorkerConfig,
+    /// Certificates and keys for them; absent without TLS, and after a take-over until one is needed.
+    pub credentials: Option<Credentials>,
     /// The program that they run.
     pub executable: Executable,
     /// Whom they run as.

@@ -12,6 +12,7 @@ mod confining;
 mod control_socket;
 mod core;
 mod counters;
+mod credentials;
 mod finishing;
 mod flipping;
 mod gateway;

@@ -168,8 +168,11 @@ impl Process {
             .stdout(Stdio::null())
             // The terminal's Ctrl-C is for the supervisor, which decides what becomes of workers.
             .process_group(0);
-        let passed: &[&str] =
-            if cfg!(feature = "fault-points") { &["RUST_LOG", "ZDT_FAULT"] } else { &["RUST_LOG"] };
+        let passed: &[&str] = if cfg!(feature = "fault-points") {
+            &["RUST_LOG", "ZDT_FAULT", "ZDT_NONCES"]
+        } else {
+            &["RUST_LOG"]
+        };
         for name in passed {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);

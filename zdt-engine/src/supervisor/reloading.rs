@@ -299,6 +299,7 @@ impl Core {
                 Executable::open(path)?
             }
         };
+        let credentials = super::credentials::read(&settings)?;
         let user = find_user(&settings.user, settings.group.as_deref())?;
         let number = self.last_generation + 1;
         let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
@@ -324,6 +325,7 @@ impl Core {
             bank,
             phase: Phase::Green,
             config: settings.worker_config(),
+            credentials,
             executable,
             user,
             listen: resolve_addresses(&settings.listen, &known),

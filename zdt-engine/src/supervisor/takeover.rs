@@ -75,6 +75,7 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
     if let Some(estate) = &mut estate {
         core.inherit_listeners(&state, estate);
     }
+    core.adopt_ticket_keys(&mut survivors);
     let mut channels = BTreeMap::new();
     for survivor in survivors {
         if let Some(answer) = &survivor.answer {
@@ -104,6 +105,7 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
         }
         None => core.refill(),
     }
+    core.tell_ticket_keys();
     core.warn_of_differences();
     core.dirty = true;
     Ok(core)
@@ -273,6 +275,7 @@ impl Core {
                 bank: saved.bank,
                 phase,
                 config: saved.config.clone(),
+                credentials: None,
                 executable,
                 user,
                 listen: saved.listen.clone(),

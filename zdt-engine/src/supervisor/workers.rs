@@ -182,6 +182,14 @@ impl Core {
                 return;
             }
         };
+        let credentials = match self.credentials_for(generation) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                tracing::error!(worker = id, %error, "no certificates for it; ending it");
+                self.end_for(id, format!("no certificates for it: {error}"));
+                return;
+            }
+        };
         let Some(of) = self.generations.get(&generation) else { return };
         let is_green = of.phase == Phase::Green;
         let mut config = of.config.clone();
@@ -198,6 +206,7 @@ impl Core {
         };
         let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
         fds.extend(self.steer.load_map());
+        fds.extend(credentials.as_ref().map(AsFd::as_fd));
         self.send_with(id, &ToWorker::Configure(Box::new(configure)), &fds);
         self.dirty = true;
         if is_green && self.reload.is_some() {

@@ -15,6 +15,6 @@ pub mod seccomp;
 pub mod socket;
 pub mod unix;
 
-pub use clock::{boot_id, boottime_ns, monotonic_ns};
+pub use clock::{boot_id, boottime_ns, monotonic_ns, wall_clock_s};
 pub use process::{EventFd, pidfd_open, pidfd_send_signal};
 pub use random::random_bytes;

@@ -47,6 +47,15 @@ impl Calls<'_> {
         service: &mut dyn Service,
     ) {
         self.status.requests += 1;
+        // A name and a certificate are rare, and belong to the entry, which the call needs as a whole.
+        let about = target.entry.transport.about();
+        let tls = target.entry.transport.version().map(|version| service::TlsInfo {
+            version,
+            server_name: about.as_ref().and_then(|about| about.server_name.as_deref()),
+            client_certificate: about
+                .as_ref()
+                .and_then(|about| about.client_certificate.as_deref()),
+        });
         let seen = service::Request {
             method: head.method(),
             path: head.path(),
@@ -55,6 +64,7 @@ impl Calls<'_> {
             is_websocket: upgrade.is_some(),
             has_body: head.has_body(),
             peer: target.entry.peer,
+            tls,
         };
         let expects_continue = head.expects_continue();
         self.call(target, |_, exchange| {

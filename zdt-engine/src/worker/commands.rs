@@ -206,6 +206,7 @@ impl Worker {
             }
             ToWorker::ForgetListeners { ids } => self.retire_listeners(&ids),
             ToWorker::Commit { reload, drain_ms } => self.commit(reload, drain_ms),
+            ToWorker::TicketKeys => self.on_ticket_keys(&descriptors),
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
             ToWorker::Exit => self.exit = true,
             ToWorker::Rehearse { request } => self.begin_rehearsal(request),
@@ -292,12 +293,14 @@ impl Worker {
             self.drop_link(earlier);
         }
         let status = self.full_status();
+        let ticket_keys = self.ticket_keys();
         let adopted = Adopted {
             configure: self.configure.clone(),
             listeners: self.listeners.iter().map(|(_, l)| l.info.clone()).collect(),
             accepting: self.accepting,
             draining: self.drain.is_some(),
             channels: self.channels.iter().map(|(_, channel)| channel.info.clone()).collect(),
+            has_ticket_keys: ticket_keys.is_some(),
             status,
         };
         let descriptors: Vec<BorrowedFd<'_>> = self
@@ -305,6 +308,7 @@ impl Worker {
             .iter()
             .map(|(_, listener)| listener.socket.as_fd())
             .chain(self.shared_descriptors.iter().map(AsFd::as_fd))
+            .chain(ticket_keys.iter().map(AsFd::as_fd))
             .collect();
         if let Some(link) = self.links.iter_mut().find(|link| link.number == number) {
             link.active = true;
@@ -320,6 +324,7 @@ impl Worker {
         status.connections = self.entries.len() as u64;
         status.gateway = self.gateway.as_ref().map(|core| Box::new(core.borrow().full_status()));
         for (_, entry) in &self.entries {
+            *status.by_transport.entry(entry.transport.name().to_owned()).or_insert(0) += 1;
             *status.by_protocol.entry(entry.connection.protocol().to_owned()).or_insert(0) += 1;
         }
         status

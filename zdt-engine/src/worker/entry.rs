@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use crate::conn::Connection;
+use crate::conn::{Connection, Transport};
 use crate::service::ConnectionId;
 use crate::uring::Operation;
 
@@ -46,6 +46,8 @@ pub struct Entry {
     pub id: ConnectionId,
     /// The client.
     pub peer: SocketAddr,
+    /// What is between the socket and the protocol stack.
+    pub transport: Transport,
     /// Protocol stack.
     pub connection: Connection,
     /// The exchanges and WebSockets in progress.
@@ -87,6 +89,7 @@ impl Entry {
             socket,
             id,
             peer,
+            transport: Transport::Plain,
             connection,
             places: Places::default(),
             scheduled_ms: u64::MAX,

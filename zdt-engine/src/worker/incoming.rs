@@ -133,6 +133,9 @@ impl Worker {
                 error.code()
             })
         };
+        if restored.as_ref().is_ok_and(record::Restored::is_secret) {
+            record::wipe(&mut bytes);
+        }
         let restored = restored.and_then(|entry| {
             // An entry that is dropped takes what was restored of its upstreams along.
             if self.expects_upstreams(upstreams.len()) { Ok(entry) } else { Err("upstreams") }
@@ -188,6 +191,9 @@ impl Worker {
         self.with_every_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);
+        }
+        if self.entries.get(key).is_some_and(|entry| entry.transport.has_work()) {
+            self.take_in_sealed(key, &mut []);
         }
         if !self.entries.contains(key) {
             return;

@@ -14,6 +14,7 @@
 //! | `commands` | control messages |
 //! | `outgoing`, `incoming` | the two directions of a handoff |
 //! | `preface` | what a proxy in front says of the client |
+//! | `tls` | handshakes, records in and out |
 //! | `record` | one connection as a state record |
 //! | `rehearsal` | what a handoff would move, tried aside |
 //! | `inbox` | messages from other threads |
@@ -39,6 +40,7 @@ mod record;
 mod rehearsal;
 mod startup;
 mod timers;
+mod tls;
 mod tokens;
 mod traffic;
 
@@ -82,6 +84,8 @@ struct Worker {
     /// The share of a CPU, where this worker keeps to it itself.
     pace: Option<pace::Pace>,
     next_connection: u64,
+    /// Present where this worker speaks TLS on any address.
+    tls: Option<tls::WorkerTls>,
     status: WorkerStatus,
     by_address: HashMap<std::net::IpAddr, u32>,
 

@@ -23,6 +23,9 @@ const ACTIVE_MS: u64 = 1_000;
 /// Least time between two progress messages.
 const PROGRESS_MS: u64 = 50;
 
+/// How long a connection in a TLS handshake is waited for.
+const HANDSHAKE_PATIENCE_MS: u64 = 1_000;
+
 /// Messages pushed to connections that are just moving.
 const MAX_FOLLOWING_PUSHES: usize = 4_096;
 
@@ -44,6 +47,8 @@ pub struct HandoffJob {
     waiting: Order<usize>,
     /// Connections whose operations are being ended, or which wait for room or for their session.
     freezing: Vec<Freezing>,
+    /// Connections in a TLS handshake, which does not move, and until when they are waited for.
+    shaking_hands: Vec<(usize, u64)>,
     /// Where the next connection goes.
     next_channel: usize,
     /// Newcomers are not expected any more.
@@ -65,6 +70,7 @@ impl HandoffJob {
             report: HandoffReport { reload, ..HandoffReport::default() },
             waiting: Order::default(),
             freezing: Vec::new(),
+            shaking_hands: Vec::new(),
             next_channel: 0,
             emptying: false,
             swept: false,
@@ -152,6 +158,7 @@ impl Worker {
         job.cancelled = true;
         job.reported = false;
         job.waiting = Order::default();
+        job.shaking_hands.clear();
         for Freezing { key, .. } in std::mem::take(&mut job.freezing) {
             self.stay(key, None);
         }
@@ -189,6 +196,9 @@ impl Worker {
             if !job.freezing.is_empty() {
                 at(self.now_ms + 1);
             }
+            if let Some(&(_, until_ms)) = job.shaking_hands.first() {
+                at(until_ms.max(self.now_ms + 1));
+            }
             if !job.reported {
                 // After the sweep nothing wakes the loop, and the end may be a turn away.
                 let at_end = job.swept && job.waiting.is_empty() && job.freezing.is_empty();
@@ -206,6 +216,7 @@ impl Worker {
         if self.job.is_some() {
             self.retry_freezing();
             self.freeze_more();
+            self.wait_for_handshakes();
             self.report_handoff();
         }
         for index in self.channel_indices() {
@@ -350,6 +361,12 @@ impl Worker {
                 job.waiting.pop();
                 continue;
             };
+            if entry.transport.is_shaking_hands() {
+                // It moves when that is over.
+                job.waiting.pop();
+                job.shaking_hands.push((key, self.now_ms + HANDSHAKE_PATIENCE_MS));
+                continue;
+            }
             let wanted = record::estimate(entry);
             if wanted > bytes {
                 break; // until an answer frees room: nobody is frozen to wait in a queue
@@ -372,6 +389,28 @@ impl Worker {
                     self.stay(key, Some("channel-closed"));
                 }
             }
+        }
+    }
+
+    /// Gives those up that do not come to an end of their handshake: they stay here, and drain.
+    fn wait_for_handshakes(&mut self) {
+        let (Some(job), now_ms) = (&mut self.job, self.now_ms) else { return };
+        if job.shaking_hands.is_empty() {
+            return;
+        }
+        let entries = &self.entries;
+        job.shaking_hands.retain(|&(key, _)| {
+            entries
+                .get(key)
+                .is_some_and(|entry| entry.is_served() && entry.transport.is_shaking_hands())
+        });
+        let overdue: Vec<usize> = job
+            .shaking_hands
+            .extract_if(.., |&mut (_, until_ms)| until_ms <= now_ms)
+            .map(|(key, _)| key)
+            .collect();
+        for key in overdue {
+            self.stay(key, Some("tls-handshake"));
         }
     }
 
@@ -413,7 +452,9 @@ impl Worker {
         };
         let mut bytes = self.buffers.take();
         let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
-        if saved.is_ok() && self.configure.config.state.compression {
+        // Half of what is large about a TLS connection is ciphertext; and its secrets are not copied around.
+        let is_secret = self.entries[key].transport.is_secret();
+        if saved.is_ok() && !is_secret && self.configure.config.state.compression {
             let above_bytes = self.configure.config.state.compress_above_bytes as usize;
             self.packer.pack(&mut bytes, above_bytes);
         }
@@ -433,6 +474,10 @@ impl Worker {
                 || Some(channel.info.reload) != reload
                 || channel.info.write_format != Some(format)
             {
+                continue;
+            }
+            if is_secret && !channel.is_sealing() {
+                outcome = Err(Hindrance::Session("ring-not-encrypted"));
                 continue;
             }
             let Some(socket) = self.entries[key].socket.take() else { break };
@@ -458,6 +503,9 @@ impl Worker {
                     }
                 }
             }
+        }
+        if is_secret && !state::is_sealed(&bytes) {
+            record::wipe(&mut bytes);
         }
         self.buffers.give(bytes);
         outcome
@@ -502,7 +550,7 @@ impl Worker {
             return;
         }
         let offered: usize = self.channels.iter().map(|(_, channel)| channel.open_offers()).sum();
-        let remaining = job.waiting.len() + job.freezing.len() + offered;
+        let remaining = job.waiting.len() + job.freezing.len() + job.shaking_hands.len() + offered;
         job.report.remaining = remaining as u64;
         let over = if job.cancelled {
             offered == 0

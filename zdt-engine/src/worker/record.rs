@@ -7,8 +7,10 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use bytemuck::{Pod, Zeroable};
+use zeroize::Zeroize;
 
-use crate::conn::{self, Connection, Environment, Slot};
+use crate::conn::{self, Connection, Environment, Slot, TAG_TLS, TAG_TLS_INCOMING, Transport};
+use crate::proto::tls::TlsHead;
 use crate::service::{Busy, SavedSession, Service};
 use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
 use crate::sys;
@@ -23,9 +25,9 @@ const TAG_UNSENT: u16 = 17;
 /// The session: kind, then what it saved.
 const TAG_SESSION: u16 = 18;
 
-const KNOWN_SECTIONS: [u16; 8] = {
+const KNOWN_SECTIONS: [u16; 10] = {
     let [a, b, c, d] = conn::KNOWN_SECTIONS;
-    [a, b, c, d, TAG_ENTRY, TAG_UNSENT, TAG_SESSION, TAG_PREFACE]
+    [a, b, c, d, TAG_TLS, TAG_TLS_INCOMING, TAG_ENTRY, TAG_UNSENT, TAG_SESSION, TAG_PREFACE]
 };
 
 /// Most unsent bytes of a connection that are taken over.
@@ -105,6 +107,7 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     }
     let freeze = FreezeInstant { boot_hash: boot_hash(), boottime_ns: entry.frozen_ns };
     let mut writer = Writer::new(bytes, freeze);
+    entry.transport.save(&mut writer);
     entry.connection.save(now_ms, &mut writer);
 
     let (peer_address, scope, is_ipv6) = match entry.peer {
@@ -144,12 +147,18 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     Ok(())
 }
 
+/// Overwrites the secrets of a plain record: they are in its first section.
+pub fn wipe(bytes: &mut [u8]) {
+    let front = state::ENVELOPE_BYTES + state::SECTION_HEADER_BYTES + size_of::<TlsHead>();
+    bytes.iter_mut().take(front).for_each(Zeroize::zeroize);
+}
+
 /// What a record may have beside its fixed parts; a reader refuses more than
 /// [`state::MAX_RECORD_BYTES`] in all.
 const MAX_VARIABLE_BYTES: usize = state::MAX_RECORD_BYTES - (64 << 10);
 
 fn variable_bytes(entry: &Entry) -> usize {
-    entry.queued() + entry.connection.saved_bytes()
+    entry.queued() + entry.transport.saved_bytes() + entry.connection.saved_bytes()
 }
 
 /// About as many bytes as the connection's record will have, a session's own state aside.
@@ -167,7 +176,14 @@ pub struct Restored(Entry);
 impl Restored {
     /// From now on it is served, here and nowhere else.
     pub fn adopt(self, socket: OwnedFd) -> Entry {
-        Entry { socket: Some(socket), fresh: true, ..self.0 }
+        let mut entry = Entry { socket: Some(socket), fresh: true, ..self.0 };
+        entry.transport.start();
+        entry
+    }
+
+    /// True if its record has secrets in it.
+    pub fn is_secret(&self) -> bool {
+        self.0.transport.is_secret()
     }
 
     /// What [`save`] writes of it.
@@ -209,6 +225,7 @@ pub fn restore_at(
         SocketAddr::new(IpAddr::V4(address), head.peer_port)
     };
     let mut entry = Entry::new(None, head.id, peer, connection, environment.now_ms);
+    entry.transport = Transport::restore(&record)?;
     let only = entry.places.at(Slot::ONLY);
     if head.flags & FLAG_TIMER != 0 {
         let remaining_ms = head.timer_remaining_ms.saturating_sub(transit_ms);

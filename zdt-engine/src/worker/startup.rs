@@ -15,6 +15,7 @@ use slab::Slab;
 
 use crate::config::{Confinement, LogFormat, SeccompMode, WorkerConfig};
 use crate::control::{Configure, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
+use crate::credentials::Credentials;
 use crate::service::{Services, WorkerInfo};
 use crate::shm::{LoadMap, Scoreboard};
 use crate::uring::Ring;
@@ -27,6 +28,7 @@ use super::inbox::Inbox;
 use super::incoming::Intake;
 use super::pace::Pace;
 use super::timers::Timers;
+use super::tls::WorkerTls;
 use super::tokens::Token;
 use super::{Worker, gateway};
 
@@ -170,7 +172,8 @@ impl Worker {
         mut descriptors: Vec<OwnedFd>,
         services: &Services,
     ) -> Result<Self, StartupError> {
-        let expected = 2 + usize::from(configure.has_load_map);
+        let has_tls = configure.config.tls.is_some();
+        let expected = 2 + usize::from(configure.has_load_map) + usize::from(has_tls);
         if descriptors.len() != expected {
             return Err(StartupError::Protocol(format!(
                 "{expected} descriptors were expected with the configuration, {} came",
@@ -178,6 +181,16 @@ impl Worker {
             )));
         }
         crate::fault::set_generation(configure.identity.generation);
+        // The last one; closed as soon as it has been read.
+        let credentials = if has_tls { descriptors.pop() } else { None };
+        let tls = match (&configure.config.tls, credentials) {
+            (Some(config), Some(credentials)) => {
+                let credentials =
+                    Credentials::receive(&credentials).map_err(StartupError::Protocol)?;
+                Some(WorkerTls::new(config, &credentials).map_err(StartupError::Protocol)?)
+            }
+            _ => None,
+        };
         fault_point!("worker.start");
         let name = &configure.config.service;
         let now_ms = sys::monotonic_ns() / 1_000_000;
@@ -230,6 +243,7 @@ impl Worker {
             now_ms,
             pace,
             next_connection: 0,
+            tls,
             status: Default::default(),
             by_address: HashMap::new(),
             links: Vec::new(),

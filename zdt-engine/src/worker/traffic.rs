@@ -72,7 +72,9 @@ impl Worker {
         }
         let bytes = behind.as_deref_mut().unwrap_or(bytes);
         let entry = &mut self.entries[key];
-        if entry.moving == Moving::Freezing || entry.paused {
+        if !entry.transport.is_plain() {
+            self.take_in_sealed(key, bytes);
+        } else if entry.moving == Moving::Freezing || entry.paused {
             entry.connection.keep(bytes);
         } else {
             self.on_bytes(key, bytes);
@@ -92,7 +94,8 @@ impl Worker {
         }
         let is_over = entry.connection.on_receive_end(end);
         // While paused, the rest of the request may be among what is kept.
-        let waits = entry.paused && !entry.connection.pending().is_empty();
+        let waits =
+            entry.paused && (!entry.connection.pending().is_empty() || entry.transport.has_work());
         if is_over {
             self.end_sessions(key);
         } else {
@@ -106,16 +109,16 @@ impl Worker {
 
     /// Ends an exchange whose request can never be complete: its client would otherwise hold it, and
     /// its session, until the stall time-out.
-    fn end_if_cut_off(&mut self, key: usize) {
+    pub(super) fn end_if_cut_off(&mut self, key: usize) {
         let entry = &mut self.entries[key];
-        if entry.connection.is_cut_off() {
+        if entry.connection.is_cut_off() && !entry.transport.has_work() {
             entry.connection.end();
             self.end_sessions(key);
         }
     }
 
     /// Bytes that arrived in one piece: they are parsed where they are.
-    fn on_bytes(&mut self, key: usize, bytes: &mut [u8]) {
+    pub(super) fn on_bytes(&mut self, key: usize, bytes: &mut [u8]) {
         let entry = &mut self.entries[key];
         if !entry.connection.pending().is_empty() {
             entry.connection.keep(bytes);
@@ -157,7 +160,15 @@ impl Worker {
 
     /// Queues output and starts a send if none is in flight. All that a connection produces leaves it
     /// here.
-    pub(super) fn queue_output(&mut self, key: usize, out: Vec<u8>) {
+    pub(super) fn queue_output(&mut self, key: usize, mut out: Vec<u8>) {
+        if !self.entries[key].transport.is_plain() {
+            self.seal_output(key, &mut out);
+        }
+        self.queue_wire(key, out);
+    }
+
+    /// Queues bytes as they go over the wire.
+    pub(super) fn queue_wire(&mut self, key: usize, out: Vec<u8>) {
         let entry = &mut self.entries[key];
         if out.is_empty() || entry.connection.send_is_shut {
             self.buffers.give(out);
@@ -271,15 +282,20 @@ impl Worker {
         let queued = entry.queued();
         if entry.connection.is_ending() && queued == 0 {
             if !entry.connection.send_is_shut {
+                if self.say_goodbye(key) {
+                    return self.schedule(key); // it shuts down once that is sent
+                }
+                let entry = &mut self.entries[key];
                 entry.connection.send_is_shut = true;
                 if let Some(socket) = &entry.socket {
                     let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Write);
                 }
             }
-            if entry.connection.receive_end != ReceiveEnd::Open {
+            if self.entries[key].connection.receive_end != ReceiveEnd::Open {
                 return self.drop_connection(key);
             }
         }
+        let entry = &mut self.entries[key];
         let pending = entry.connection.pending().len();
         let must_pause =
             queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
@@ -291,6 +307,9 @@ impl Worker {
                     // kernel would fill buffers with more of them before it came to the next cancel.
                     return self.process_pending(key, false);
                 }
+                if entry.transport.has_work() {
+                    return self.take_in_sealed(key, &mut []);
+                }
                 self.arm_receive(key);
             }
         } else if must_pause {
@@ -298,6 +317,8 @@ impl Worker {
             if entry.receiving {
                 self.ring.cancel(receive_operation(key));
             }
+        } else if entry.transport.has_work() && !entry.connection.is_ending() {
+            return self.take_in_sealed(key, &mut []);
         } else {
             self.arm_receive(key);
         }
@@ -391,7 +412,7 @@ impl Worker {
         self.timers.schedule(due, key, tag);
     }
 
-    fn end_sessions(&mut self, key: usize) {
+    pub(super) fn end_sessions(&mut self, key: usize) {
         let entry = &mut self.entries[key];
         for mut session in entry.places.clear_all() {
             session.on_close();

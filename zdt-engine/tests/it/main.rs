@@ -31,3 +31,4 @@ mod system_limits;
 mod system_load;
 mod system_python;
 mod system_slow_clients;
+mod tls;

@@ -241,6 +241,7 @@ mod tests {
             is_websocket: false,
             has_body,
             peer: "[::ffff:192.0.2.7]:1234".parse().unwrap(),
+            tls: None,
         };
         let mut out = Vec::new();
         let framing = write_request(&mut out, &request, options);

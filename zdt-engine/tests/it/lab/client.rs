@@ -31,7 +31,7 @@ pub fn websocket(address: SocketAddr, path: &str) -> Client {
 
 /// One turn on `/ws/counter`: `(n, generation)`.
 #[track_caller]
-pub fn count(client: &mut Client) -> (u64, u64) {
+pub fn count<S: Read + Write>(client: &mut WebSocket<S>) -> (u64, u64) {
     client.send(Message::text("tick")).expect("send");
     let answer = loop {
         match client.read().expect("read") {
@@ -46,7 +46,7 @@ pub fn count(client: &mut Client) -> (u64, u64) {
 
 /// Echoes one message on `/ws/echo` and compares.
 #[track_caller]
-pub fn echo(client: &mut Client, message: Message) {
+pub fn echo<S: Read + Write>(client: &mut WebSocket<S>, message: Message) {
     client.send(message.clone()).expect("send");
     assert_eq!(client.read().expect("read"), message);
 }

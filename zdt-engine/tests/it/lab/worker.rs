@@ -56,6 +56,8 @@ pub struct Options<'a> {
     pub faults: &'a str,
     /// Job of the worker.
     pub config: WorkerConfig,
+    /// TLS on all its addresses.
+    pub tls: Option<&'a super::secure::Authority>,
     /// Another binary than the one under test.
     pub binary: Option<&'a std::path::Path>,
     /// Run this test of this very binary as the worker; it finds its control connection's number in
@@ -91,6 +93,7 @@ impl TestWorker {
             }
             command
                 .env("ZDT_FAULT", options.faults)
+                .envs(options.tls.map(|tls| ("ZDT_NONCES", tls.nonces())))
                 .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned()))
                 .stdin(Stdio::null())
                 .spawn()
@@ -119,15 +122,19 @@ impl TestWorker {
             }),
             &[],
         );
+        let credentials = options.tls.map(super::secure::Authority::sealed);
+        let mut config = options.config.clone();
+        config.tls = options.tls.and_then(|authority| authority.options().for_worker());
         let configure = Configure {
             identity: worker.identity.clone(),
-            config: options.config.clone(),
+            config,
             has_load_map: false,
             has_totals: false,
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
         let reattach = abstract_listener();
-        let descriptors = [reattach.as_fd(), worker.scoreboard.as_fd()];
+        let mut descriptors = vec![reattach.as_fd(), worker.scoreboard.as_fd()];
+        descriptors.extend(credentials.as_ref().map(AsFd::as_fd));
         worker.send(&ToWorker::Configure(Box::new(configure)), &descriptors);
         worker
     }
