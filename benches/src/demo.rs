@@ -35,6 +35,9 @@ pub struct Arguments {
     /// How new connections are steered: auto, ebpf or off.
     #[arg(long, default_value = "auto", value_parser = ["auto", "ebpf", "off"])]
     steering: String,
+    /// Over TLS.
+    #[arg(long)]
+    tls: bool,
     /// Seed of the traffic; a new one each time if it is not given.
     #[arg(long)]
     seed: Option<u64>,
@@ -152,6 +155,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
                     _ => "auto",
                 },
                 cpu: None,
+                tls: arguments.tls,
             })?;
             eprintln!("# engine on {}", engine.address);
             schedule.reloader = Some(engine.reloader());

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::load::ask;
 use crate::peers::{TemporaryFile, free_address};
 use crate::process::{Server, descendants};
+use crate::secure;
 
 /// How to start the engine.
 #[derive(Debug, Clone)]
@@ -26,12 +27,14 @@ pub struct Options {
     pub steering: &'static str,
     /// The CPU for all its processes.
     pub cpu: Option<usize>,
+    /// Whether it speaks TLS.
+    pub tls: bool,
 }
 
 impl Options {
     /// One worker, on any CPU.
     pub fn new(zdt: &Path) -> Self {
-        Self { zdt: zdt.to_owned(), workers: 1, steering: "auto", cpu: None }
+        Self { zdt: zdt.to_owned(), workers: 1, steering: "auto", cpu: None, tls: false }
     }
 }
 
@@ -160,6 +163,11 @@ impl Engine {
             .arg(run_dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if options.tls {
+            let (certificate, key) = secure::Identity::own()?.paths();
+            command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+            secure::register(address);
+        }
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "warn");
         }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{
@@ -16,6 +17,7 @@ use nix::sys::socket::{
     shutdown, socket, sockopt,
 };
 
+use crate::secure::{self, Secure};
 use crate::uring::{Buffers, Completion, OWNED_SEND, Socket, Uring};
 
 const CONNECT: u8 = 1;
@@ -82,6 +84,7 @@ struct Slot {
     receiving: bool,
     paced_bytes: Option<u32>,
     pending: Vec<u8>,
+    secure: Option<Box<Secure>>,
 }
 
 /// Actions on connections.
@@ -92,6 +95,8 @@ pub struct Io {
     free: VecDeque<u32>,
     dirty: Vec<u32>,
     open: usize,
+    /// Present if the address speaks TLS.
+    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 /// A loop over the connections to one address.
@@ -100,6 +105,7 @@ pub struct Client {
     pub io: Io,
     buffers: Buffers,
     completions: Vec<Completion>,
+    plain: Vec<u8>,
 }
 
 fn token(kind: u8, index: u32) -> u64 {
@@ -110,6 +116,7 @@ impl Client {
     /// A loop with `buffer_count` (a power of two) receive buffers.
     pub fn new(address: SocketAddrV4, buffer_count: u16, buffer_bytes: usize) -> io::Result<Self> {
         let (uring, buffers) = Uring::new(4096, buffer_count, buffer_bytes)?;
+        let target = address;
         // One a client, for the life of the process: the kernel reads it when it connects.
         let address = Box::leak(Box::new(libc::sockaddr_in {
             sin_family: libc::AF_INET as u16,
@@ -124,8 +131,12 @@ impl Client {
             free: VecDeque::new(),
             dirty: Vec::new(),
             open: 0,
+            tls: match secure::is_registered(target) {
+                true => Some(secure::client_config().map_err(io::Error::other)?),
+                false => None,
+            },
         };
-        Ok(Self { io, buffers, completions: Vec::new() })
+        Ok(Self { io, buffers, completions: Vec::new(), plain: Vec::new() })
     }
 
     /// Sends what is queued, waits for something to happen, at most for `timeout`, and handles it.
@@ -178,6 +189,10 @@ impl Client {
             CONNECT if completion.result < 0 => {
                 handler.on_end(io, id, End::NotConnected(-completion.result));
             }
+            CONNECT if io.tls.is_some() => {
+                io.receive(id);
+                io.begin_handshake(id);
+            }
             CONNECT => {
                 io.receive(id);
                 handler.on_connected(io, id);
@@ -189,7 +204,11 @@ impl Client {
                 if let Some(buffer) = completion.buffer() {
                     if completion.result > 0 && !closing {
                         let data = self.buffers.bytes(buffer, completion.result as usize);
-                        handler.on_data(io, id, data);
+                        if io.tls.is_some() {
+                            io.on_sealed(handler, id, data, &mut self.plain);
+                        } else {
+                            handler.on_data(io, id, data);
+                        }
                     }
                     self.buffers.give(buffer);
                 }
@@ -252,6 +271,45 @@ impl Handler for Nobody {
 }
 
 impl Io {
+    fn begin_handshake(&mut self, id: ConnId) {
+        let slot = &mut self.slots[id.index()];
+        if let Some(config) = &self.tls {
+            slot.secure = Secure::new(config, &mut slot.pending).ok().map(Box::new);
+            self.mark_dirty(id.index);
+        }
+    }
+
+    /// Encrypted bytes have arrived.
+    fn on_sealed<H: Handler>(
+        &mut self,
+        handler: &mut H,
+        id: ConnId,
+        data: &[u8],
+        plain: &mut Vec<u8>,
+    ) {
+        let slot = &mut self.slots[id.index()];
+        let Some(secure) = &mut slot.secure else { return };
+        let was_ready = secure.is_ready();
+        plain.clear();
+        let result = secure.receive(data, plain, &mut slot.pending);
+        let is_ready = secure.is_ready();
+        let is_paced = slot.paced_bytes.is_some();
+        if !slot.pending.is_empty() && !slot.sending {
+            self.mark_dirty(id.index);
+        }
+        if is_ready && !was_ready {
+            handler.on_connected(self, id);
+        }
+        if !plain.is_empty() && self.is_open(id) {
+            handler.on_data(self, id, plain);
+        } else if is_paced && self.is_open(id) {
+            self.receive(id); // its handler has seen nothing that it could answer with that
+        }
+        if result.is_err() && self.is_open(id) {
+            handler.on_end(self, id, End::Error(libc::EPROTO));
+        }
+    }
+
     /// Starts to connect.
     pub fn connect(&mut self, options: ConnectOptions) -> io::Result<ConnId> {
         let fd = socket(
@@ -295,13 +353,18 @@ impl Io {
 
     /// Whether a send is in flight.
     pub fn is_sending(&self, id: ConnId) -> bool {
-        self.slots[id.index()].sending
+        let slot = &self.slots[id.index()];
+        slot.sending || (slot.secure.is_some() && !slot.pending.is_empty())
     }
 
     /// Queues bytes.
     pub fn send(&mut self, id: ConnId, bytes: &[u8]) {
         if self.is_open(id) && !bytes.is_empty() {
-            self.slots[id.index()].pending.extend_from_slice(bytes);
+            let slot = &mut self.slots[id.index()];
+            match &mut slot.secure {
+                Some(secure) => secure.send(bytes, &mut slot.pending),
+                None => slot.pending.extend_from_slice(bytes),
+            }
             if !self.slots[id.index()].sending {
                 self.mark_dirty(id.index);
             }
@@ -311,6 +374,9 @@ impl Io {
     /// Sends bytes that live for ever, at once. Nothing may be in flight or queued.
     pub fn send_static(&mut self, id: ConnId, bytes: &'static [u8]) {
         let slot = &mut self.slots[id.index()];
+        if slot.secure.is_some() {
+            return self.send(id, bytes);
+        }
         assert!(!slot.sending && slot.pending.is_empty());
         if let (Some(fd), false) = (&slot.fd, slot.closing) {
             slot.sending = true;
@@ -410,6 +476,7 @@ impl Io {
             slot.closing = false;
             slot.receiving = false;
             slot.sending = false;
+            slot.secure = None;
             slot.generation = slot.generation.wrapping_add(1);
             self.open -= 1;
             self.free.push_back(index);

@@ -15,6 +15,7 @@ mod payload;
 mod peers;
 mod process;
 mod ring;
+mod secure;
 mod traffic;
 mod uring;
 mod ws;
@@ -49,6 +50,9 @@ enum Command {
         /// Short, for CI: shows that everything works.
         #[arg(long)]
         quick: bool,
+        /// Over TLS: handoff (beside plain), echo, memory.
+        #[arg(long)]
+        tls: bool,
         /// The zdt command; beside this program by default.
         #[arg(long)]
         zdt: Option<PathBuf>,
@@ -84,6 +88,12 @@ enum Command {
         /// On loopback.
         #[arg(long)]
         port: u16,
+        /// Certificate, for those that speak TLS.
+        #[arg(long)]
+        tls_cert: Option<PathBuf>,
+        /// And its key.
+        #[arg(long)]
+        tls_key: Option<PathBuf>,
     },
     /// Either process of the bare handoff, or a measurement of it.
     #[command(hide = true)]
@@ -113,9 +123,9 @@ enum Command {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Demo(arguments) => return demo::run(&arguments),
-        Command::Bench { name, json, quick, zdt } => {
+        Command::Bench { name, json, quick, tls, zdt } => {
             let mut report = figures::Report::new(json);
-            let settings = bench::Settings { zdt: engine::find_zdt(zdt)?, quick };
+            let settings = bench::Settings { zdt: engine::find_zdt(zdt)?, quick, tls };
             bench::run(&name, &settings, &mut report)?;
         }
         Command::Echo { address, target, bytes, connections, in_flight, seconds, pid } => {
@@ -132,7 +142,9 @@ fn run(command: Command) -> Result<bool> {
                 );
             }
         }
-        Command::Peer { peer, port } => peers::serve(peer, port)?,
+        Command::Peer { peer, port, tls_cert, tls_key } => {
+            peers::serve(peer, port, tls_cert.zip(tls_key))?;
+        }
         Command::PeerHandoff { port: Some(port), .. } => peers::handoff::run_old(port)?,
         Command::PeerHandoff { measure: Some(connections), .. } => {
             println!("{:.0}", peers::handoff::measure(connections)?);
@@ -159,7 +171,9 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    match run(Arguments::parse().command) {
+    let result = run(Arguments::parse().command);
+    secure::remove_files();
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

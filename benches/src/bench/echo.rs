@@ -44,16 +44,19 @@ impl Row {
 /// Runs all rows.
 pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let (cpu, _pinned) = pin_client(report)?;
-    let peers = started(
-        report,
+    let wanted = if settings.tls {
+        let name = "tokio-rustls with tungstenite";
+        vec![(name, peers::start(Builtin::TungsteniteTls, cpu))]
+    } else {
         vec![
             ("bare io_uring", peers::start(Builtin::BareEcho, cpu)),
             ("bare io_uring", peers::start(Builtin::BareEchoLarge, cpu)),
             ("tokio-tungstenite", peers::start(Builtin::Tungstenite, cpu)),
             ("fastwebsockets", peers::start(Builtin::Fastwebsockets, cpu)),
             ("Bun", peers::bun::start(cpu)),
-        ],
-    );
+        ]
+    };
+    let peers = started(report, wanted);
     let engine = settings.engine(Some(cpu))?;
     let sizes: &[usize] = &[64, 16 << 10];
     for &payload_bytes in sizes {

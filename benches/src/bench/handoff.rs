@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::Settings;
-use crate::engine::{Reloader, Verdict};
+use crate::engine::{Engine, Reloader, Verdict};
 use crate::figures::{Figure, Report, Target};
 use crate::load::open::{OpenLoop, Phase};
 use crate::load::{Exchange, closed};
@@ -22,6 +22,9 @@ const AFTERMATH: Duration = Duration::from_millis(50);
 
 /// Runs both parts.
 pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
+    if settings.tls {
+        return beside_plain(settings, report);
+    }
     idle(settings, report).context("with idle connections")?;
     busy(settings, report).context("with busy connections")
 }
@@ -85,6 +88,53 @@ fn idle(settings: &Settings, report: &mut Report) -> Result<()> {
     // The worst of all reloads, not the median of the worst.
     add(Figure::alone(BENCH, "blackout_max_us", "us", &[max], Target::AtMost(20_000.0)));
     add(Figure::alone(BENCH, "reload_ms", "ms", &reload_ms, Target::None));
+    Ok(())
+}
+
+/// Idle connections with TLS beside the same without.
+fn beside_plain(settings: &Settings, report: &mut Report) -> Result<()> {
+    let connections = settings.connections();
+    // Both are open all the time, so that neither has the machine to itself.
+    let open = |engine: Engine| -> Result<(OpenLoop, Reloader, Engine)> {
+        let echo = Exchange::echo(Some("/ws/echo"), 64, 1);
+        let mut load = OpenLoop::connect(engine.address, echo, connections)?;
+        load.echo_once()?;
+        let reloader = engine.reloader();
+        Ok((load, reloader, engine))
+    };
+    let mut secure = open(settings.engine(None)?).context("with TLS")?;
+    let mut plain = open(settings.plain_engine(None)?).context("without TLS")?;
+    let rate = |(load, reloader, _): &mut (OpenLoop, Reloader, Engine)| -> Result<(f64, f64)> {
+        let verdict = reload_beside(load, reloader)?;
+        load.echo_once().context("after a reload")?;
+        if verdict.migrated_connections < connections as u64 || load.dropped() > 0 {
+            bail!("{} were dropped: {verdict:?}", load.dropped());
+        }
+        let handoff_ms = verdict.handoff_ms.unwrap_or(verdict.duration_ms);
+        Ok((verdict.migrated_connections as f64 / handoff_ms * 1e3, verdict.blackout_us.p99))
+    };
+    let (mut pairs, mut p99) = (Vec::new(), Vec::new());
+    for _ in 0..settings.pairs() {
+        let (of_secure, blackout) = rate(&mut secure)?;
+        pairs.push((of_secure, rate(&mut plain)?.0));
+        p99.push(blackout);
+    }
+    for (load, _, engine) in [secure, plain] {
+        load.close()?;
+        engine.stop()?;
+    }
+    let case = format!("{connections} idle WebSockets over TLS");
+    let figure = Figure::paired(
+        BENCH,
+        "connections_per_s",
+        "1/s",
+        "without TLS",
+        &pairs,
+        Target::Ratio(0.7),
+    );
+    report.add(figure.case(case.clone()));
+    let figure = Figure::alone(BENCH, "blackout_p99_us", "us", &p99, Target::None);
+    report.add(figure.case(case));
     Ok(())
 }
 

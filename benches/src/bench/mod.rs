@@ -33,6 +33,8 @@ pub struct Settings {
     pub zdt: PathBuf,
     /// Short: shows that everything works; the figures mean little.
     pub quick: bool,
+    /// Over TLS, where that makes sense.
+    pub tls: bool,
 }
 
 impl Settings {
@@ -54,6 +56,11 @@ impl Settings {
 
     /// An engine with one worker.
     pub fn engine(&self, cpu: Option<usize>) -> Result<Engine> {
+        Engine::start(Options { cpu, tls: self.tls, ..Options::new(&self.zdt) })
+    }
+
+    /// The same without TLS, as the reference of what is measured with it.
+    pub fn plain_engine(&self, cpu: Option<usize>) -> Result<Engine> {
         Engine::start(Options { cpu, ..Options::new(&self.zdt) })
     }
 }

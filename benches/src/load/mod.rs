@@ -6,7 +6,6 @@ pub mod closed;
 pub mod connects;
 pub mod open;
 
-use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::time::Duration;
 
@@ -89,8 +88,9 @@ impl Exchange {
 
 /// Sends a request on a connection of its own; the bytes of the whole answer.
 pub fn ask(address: SocketAddrV4, request: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address.into(), Duration::from_secs(2))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let socket = TcpStream::connect_timeout(&address.into(), Duration::from_secs(2))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = crate::secure::stream(address, socket)?;
     stream.write_all(request)?;
     let mut parser = crate::http::Responses::default();
     let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);

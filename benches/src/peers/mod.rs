@@ -9,6 +9,7 @@ pub mod fast;
 pub mod handoff;
 pub mod nginx;
 pub mod tungstenite;
+pub mod tungstenite_tls;
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -109,6 +110,8 @@ pub enum Builtin {
     BareHttp,
     /// tokio-tungstenite echo.
     Tungstenite,
+    /// The same behind tokio-rustls.
+    TungsteniteTls,
     /// fastwebsockets echo.
     Fastwebsockets,
 }
@@ -123,13 +126,17 @@ fn bind_listener(port: u16) -> Result<TcpListener> {
 }
 
 /// Serves as one of the built-in peers until it is killed.
-pub fn serve(builtin: Builtin, port: u16) -> Result<()> {
+pub fn serve(builtin: Builtin, port: u16, tls: Option<(PathBuf, PathBuf)>) -> Result<()> {
     let listener = bind_listener(port)?;
     match builtin {
         Builtin::BareEcho => bare::serve(&listener, false, 4096)?,
         Builtin::BareEchoLarge => bare::serve(&listener, false, 32 << 10)?,
         Builtin::BareHttp => bare::serve(&listener, true, 4096)?,
         Builtin::Tungstenite => tungstenite::serve(listener)?,
+        Builtin::TungsteniteTls => {
+            let (certificate, key) = tls.context("--tls-cert and --tls-key are needed")?;
+            tungstenite_tls::serve(listener, &certificate, &key)?;
+        }
         Builtin::Fastwebsockets => fast::serve(listener)?,
     }
     Ok(())
@@ -154,6 +161,12 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
             Some("/"),
             "0.30, one thread, 4 KiB read and write buffers, flush when nothing more is waiting",
         ),
+        Builtin::TungsteniteTls => (
+            "tokio-rustls with tungstenite",
+            "tungstenite-tls",
+            Some("/"),
+            "tokio-rustls 0.26 with ring, tungstenite 0.30 as above",
+        ),
         Builtin::Fastwebsockets => {
             ("fastwebsockets", "fastwebsockets", Some("/"), "0.10, one thread, hyper upgrade")
         }
@@ -161,6 +174,11 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
     let address = free_address()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["peer", argument, "--port", &address.port().to_string()]).stdin(Stdio::null());
+    if matches!(builtin, Builtin::TungsteniteTls) {
+        let (certificate, key) = crate::secure::Identity::own()?.paths();
+        command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+        crate::secure::register(address);
+    }
     let mut server = Server::start(name, &mut command, Some(cpu))?;
     await_listener(address, &mut server)?;
     Ok(Peer {

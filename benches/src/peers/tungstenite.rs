@@ -6,7 +6,7 @@
 use std::net::TcpListener;
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::accept_async_with_config;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
@@ -23,7 +23,8 @@ pub fn serve(listener: TcpListener) -> std::io::Result<()> {
     })
 }
 
-async fn echo(stream: TcpStream) {
+/// Echoes on one connection until it ends.
+pub async fn echo(stream: impl AsyncRead + AsyncWrite + Unpin) {
     let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(4096);
     let Ok(mut socket) = accept_async_with_config(stream, Some(config)).await else { return };
     loop {

@@ -109,7 +109,8 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
         }
     });
     if options.forwarded {
-        write_forwarded(out, request.peer, host, &mut forwarded, &mut forwarded_for);
+        let scheme = if request.tls.is_some() { "https" } else { "http" };
+        write_forwarded(out, request.peer, scheme, host, &mut forwarded, &mut forwarded_for);
     }
     out.extend_from_slice(b"Via: 1.1 zdt\r\n");
     if request.is_websocket {
@@ -146,6 +147,7 @@ fn append(list: &mut Vec<u8>, value: &[u8]) {
 fn write_forwarded(
     out: &mut Vec<u8>,
     peer: SocketAddr,
+    scheme: &str,
     host: &[u8],
     forwarded: &mut Vec<u8>,
     forwarded_for: &mut Vec<u8>,
@@ -156,8 +158,8 @@ fn write_forwarded(
     let _ = write!(forwarded_for, "{address}");
     append(forwarded, b"");
     let _ = match address {
-        IpAddr::V4(address) => write!(forwarded, "for={address};proto=http"),
-        IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\";proto=http"),
+        IpAddr::V4(address) => write!(forwarded, "for={address};proto={scheme}"),
+        IpAddr::V6(address) => write!(forwarded, "for=\"[{address}]\";proto={scheme}"),
     };
     if !host.is_empty() {
         // A Host that has passed the parser holds no quote and no backslash.
@@ -167,7 +169,7 @@ fn write_forwarded(
         field(out, "X-Forwarded-Host", host);
     }
     field(out, "X-Forwarded-For", forwarded_for);
-    field(out, "X-Forwarded-Proto", b"http");
+    field(out, "X-Forwarded-Proto", scheme.as_bytes());
     field(out, "Forwarded", forwarded);
 }
 
@@ -246,6 +248,31 @@ mod tests {
         let mut out = Vec::new();
         let framing = write_request(&mut out, &request, options);
         (String::from_utf8(out).unwrap(), framing)
+    }
+
+    #[test]
+    fn the_scheme_is_that_of_the_client() {
+        let headers = List(vec![("Host", b"a")]);
+        let tls = crate::service::TlsInfo {
+            version: "tls1.3",
+            server_name: None,
+            client_certificate: None,
+        };
+        let request = Request {
+            method: "GET",
+            path: "/",
+            query: None,
+            headers: &headers,
+            is_websocket: false,
+            has_body: false,
+            peer: "192.0.2.7:1234".parse().unwrap(),
+            tls: Some(tls),
+        };
+        let mut out = Vec::new();
+        write_request(&mut out, &request, Options { host: None, forwarded: true });
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("X-Forwarded-Proto: https\r\n"), "{text}");
+        assert!(text.contains("for=192.0.2.7;proto=https"), "{text}");
     }
 
     const PLAIN: Options<'_> = Options { host: None, forwarded: false };
