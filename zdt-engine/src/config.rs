@@ -22,6 +22,7 @@ mod suggest;
 mod tls;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,31 @@ pub struct WorkerConfig {
     pub proxy_protocol: ProxyProtocol,
     /// Present where TLS is spoken on any address.
     pub tls: Option<TlsConfig>,
+    /// A line for each request.
+    pub access_log: AccessLogOptions,
+}
+
+/// See [`WorkerConfig::access_log`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccessLogOptions {
+    /// Whether there is one, and of which form.
+    pub format: AccessLogFormat,
+    /// Where it goes; standard error by default.
+    pub file: Option<PathBuf>,
+}
+
+/// See [`AccessLogOptions::format`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessLogFormat {
+    /// None.
+    #[default]
+    Off,
+    /// One object a line.
+    Json,
+    /// As Apache's and nginx's `combined`.
+    Combined,
 }
 
 /// See [`WorkerConfig::proxy_protocol`].
@@ -225,6 +251,7 @@ impl Default for WorkerConfig {
             receive_buffers: ReceiveBuffers::default(),
             proxy_protocol: ProxyProtocol::default(),
             gateway: GatewayConfig::default(),
+            access_log: AccessLogOptions::default(),
             confinement: Confinement::default(),
             tls: None,
         }

@@ -11,8 +11,8 @@ use super::gateway::{
     self, GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteOptions, RouteTarget,
 };
 use super::{
-    Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers, SeccompMode, Secret,
-    StateOptions, TlsOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
+    AccessLogOptions, Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers,
+    SeccompMode, Secret, StateOptions, TlsOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -20,8 +20,15 @@ use super::{
 pub const MAX_WORKERS: u32 = 128;
 
 /// Settings that have no default.
-pub(super) const OPTIONAL: &[&str] =
-    &["run_dir", "handoff_socket", "executable", "group", "admin_token", "admin_token_file"];
+pub(super) const OPTIONAL: &[&str] = &[
+    "run_dir",
+    "handoff_socket",
+    "executable",
+    "group",
+    "admin_token",
+    "admin_token_file",
+    "access_log.file",
+];
 
 /// A worker without connections, its rings in a handoff, and room for its service.
 const MIN_WORKER_BYTES: u64 = 32 << 20;
@@ -107,6 +114,8 @@ pub struct Settings {
     pub route: Vec<RouteOptions>,
     /// Certificates, and where TLS is spoken.
     pub tls: TlsOptions,
+    /// A line for each request.
+    pub access_log: AccessLogOptions,
 }
 
 impl Default for Settings {
@@ -148,6 +157,7 @@ impl Default for Settings {
             gateway: GatewayOptions::default(),
             route: Vec::new(),
             tls: TlsOptions::default(),
+            access_log: worker.access_log,
         }
     }
 }
@@ -351,6 +361,7 @@ impl Settings {
                 routes: self.routes().unwrap_or_default(),
                 workers: self.worker_count(),
             },
+            access_log: self.access_log.clone(),
             confinement: Confinement {
                 seccomp: self.supervision.seccomp,
                 seccomp_allow: self.supervision.seccomp_allow.clone(),
@@ -556,6 +567,7 @@ mod tests {
         // Optional settings have no default to state, but must be documented.
         defaults.clear();
         for name in OPTIONAL {
+            let name = name.rsplit('.').next().unwrap();
             assert!(text.contains(&format!("# {name} = ")), "{name} is not documented");
         }
     }

@@ -78,6 +78,9 @@ pub struct Configure {
     /// Whether the scoreboard has room for totals.
     #[serde(default)]
     pub has_totals: bool,
+    /// Whether the last descriptor is the file of the access log.
+    #[serde(default)]
+    pub has_access_log: bool,
     /// User and group ids that the supervisor runs as; only they may reattach.
     pub supervisor_uid: u32,
 }

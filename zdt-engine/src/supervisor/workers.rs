@@ -14,12 +14,31 @@ use super::process::Process;
 use super::reload::{Event, Tally};
 use super::respawn::Ending;
 use super::watch::Pulse;
+use crate::config::{AccessLogFormat, AccessLogOptions};
 use crate::control::{
     Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
     ToWorker,
 };
 use crate::state::{FORMAT_READS, FORMAT_WRITES};
 use crate::sys;
+
+/// The file of the access log, opened by the supervisor: workers may not be able to.
+pub(super) fn open_access_log(options: &AccessLogOptions) -> Result<Option<std::fs::File>, String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let Some(path) = options.file.as_ref().filter(|_| options.format != AccessLogFormat::Off)
+    else {
+        return Ok(None);
+    };
+    // A FIFO without a reader would stop the supervisor.
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY;
+    let opened = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(flags)
+        .open(path);
+    opened.map(Some).map_err(|error| format!("access_log.file: {}: {error}", path.display()))
+}
 
 /// What the supervisor says first.
 pub(super) fn own_hello() -> Hello {
@@ -197,16 +216,23 @@ impl Core {
         let grouped = self.workers.get(&id).is_some_and(|worker| worker.group.is_some());
         config.confinement.paces_itself = !grouped;
         config.gateway.routes = self.gateway.in_force(&config.gateway.routes);
+        // Anew for each worker: a reload finds a file that was rotated away.
+        let access_log = match open_access_log(&config.access_log) {
+            Ok(file) => file,
+            Err(message) => return self.on_failed(id, &message),
+        };
         let configure = Configure {
             identity,
             config,
             has_load_map: self.steer.load_map().is_some(),
             has_totals: self.scoreboard.has_totals(),
+            has_access_log: access_log.is_some(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
         let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
         fds.extend(self.steer.load_map());
         fds.extend(credentials.as_ref().map(AsFd::as_fd));
+        fds.extend(access_log.as_ref().map(AsFd::as_fd));
         self.send_with(id, &ToWorker::Configure(Box::new(configure)), &fds);
         self.dirty = true;
         if is_green && self.reload.is_some() {

@@ -295,6 +295,33 @@ impl Ring {
         operation
     }
 
+    /// Writes the buffer's bytes from `range_start` on, to where the file stands (or to its end, if it was
+    /// opened so). Completes as a send does; a file may take some of them only.
+    ///
+    /// # Panics
+    /// If `range_start` is beyond the buffer's end.
+    pub fn write(
+        &mut self,
+        file: BorrowedFd<'_>,
+        token: u64,
+        buffer: SendBuffer,
+        range_start: usize,
+    ) -> Operation {
+        let bytes = &buffer.as_slice()[range_start..];
+        let len = bytes.len().min(i32::MAX as usize) as u32;
+        let address = bytes.as_ptr();
+        let operation = Operation(KIND_SEND << ID_BITS | self.sends.insert(token, buffer));
+        let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), address, len)
+            .offset(u64::MAX)
+            .build()
+            .user_data(operation.0);
+        // SAFETY: `address` points to `len` initialised bytes of a buffer that `self.sends` owns
+        // from here to the operation's only completion; moving a `SendBuffer` does not move its
+        // bytes, and nobody can reach it to change them.
+        unsafe { self.push_operation(&entry) };
+        operation
+    }
+
     /// Reports when the descriptor becomes readable, until cancelled.
     ///
     /// Edge-triggered in effect: read until there is nothing left before expecting another report.

@@ -16,6 +16,7 @@ use crate::service::{self, Context, Headers, Message, Outcome, Service, Session,
 use crate::sys;
 
 use super::Worker;
+use super::access_log::{AccessLog, LogEntry};
 use super::entry::Entry;
 use super::exchange::Exchange;
 use super::inbox::Inbox;
@@ -27,6 +28,7 @@ struct Calls<'a> {
     inbox: &'a Arc<Inbox>,
     status: &'a mut WorkerStatus,
     pushable: &'a mut HashMap<u64, usize>,
+    log: Option<&'a mut AccessLog>,
 }
 
 /// A stream that is called, and what its answer is added to.
@@ -66,6 +68,9 @@ impl Calls<'_> {
             peer: target.entry.peer,
             tls,
         };
+        if self.log.is_some() {
+            target.entry.places.at(target.slot).log = Some(LogEntry::new(head));
+        }
         let expects_continue = head.expects_continue();
         self.call(target, |_, exchange| {
             exchange.upgrade = upgrade;
@@ -138,6 +143,8 @@ impl Calls<'_> {
             is_pushable: false,
             messages_sent: 0,
             has_failed: false,
+            status: None,
+            body_bytes: 0,
             misuse: None,
         };
         let began_ns = is_timed(self.status).then(sys::monotonic_ns);
@@ -150,15 +157,32 @@ impl Calls<'_> {
         if exchange.is_pushable {
             self.pushable.insert(entry.id, key);
         }
+        if let Some(log) = &mut place.log {
+            log.note(exchange.status, exchange.body_bytes);
+        }
         if let Some(misuse) = exchange.misuse {
             tracing::error!(connection = entry.id, "the service is at fault: {misuse}");
+            if let Some(log) = &mut place.log {
+                log.note(Some(500), 0);
+            }
+            self.log_ended(entry, slot);
             let session = entry.places.at(slot).clear();
             if let Some(mut session) = session {
                 session.on_close();
             }
             entry.connection.fail_exchange(slot, &self.environment, out);
         } else if place.session.is_none() || entry.connection.is_exchange_over(slot) {
-            place.clear();
+            self.log_ended(entry, slot);
+            entry.places.at(slot).clear();
+        }
+    }
+
+    /// The access log gets the exchange of a stream.
+    fn log_ended(&mut self, entry: &mut Entry, slot: Slot) {
+        if let Some(log) = &mut self.log
+            && let Some(logged) = entry.places.at(slot).log.take()
+        {
+            log.add(&logged, entry.peer, entry.id, self.environment.now_ms);
         }
     }
 }
@@ -182,7 +206,17 @@ impl Worker {
     /// their answers.
     pub(super) fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
         let Self {
-            entries, service, configure, date, now_ms, info, status, inbox, pushable, ..
+            entries,
+            service,
+            configure,
+            date,
+            now_ms,
+            info,
+            status,
+            inbox,
+            pushable,
+            access_log,
+            ..
         } = self;
         let entry = &mut entries[key];
         let config = &configure.config;
@@ -192,7 +226,8 @@ impl Worker {
             now_ms: *now_ms,
             date: date.value(),
         };
-        let mut calls = Calls { environment, worker: *info, inbox, status, pushable };
+        let mut calls =
+            Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
         let queued = entry.queued();
         while out.len() + queued <= config.limits.send_queue_bytes as usize {
             let Some((slot, event)) = entry.connection.next_event(input, &environment, out) else {
@@ -225,6 +260,7 @@ impl Worker {
                     calls.request(target, &head, upgrade, service.as_mut());
                 }
                 Event::Ended => {
+                    calls.log_ended(entry, slot);
                     if let Some(mut session) = entry.places.at(slot).clear() {
                         session.on_close();
                     }
@@ -241,7 +277,18 @@ impl Worker {
         slot: Slot,
         call: impl FnOnce(&mut dyn Session, &mut Context<'_>),
     ) {
-        let Self { entries, configure, date, now_ms, info, status, inbox, pushable, .. } = self;
+        let Self {
+            entries,
+            configure,
+            date,
+            now_ms,
+            info,
+            status,
+            inbox,
+            pushable,
+            access_log,
+            ..
+        } = self;
         let entry = &mut entries[key];
         if entry.places.get(slot).is_none_or(|place| place.session.is_none()) {
             return;
@@ -255,7 +302,8 @@ impl Worker {
             now_ms: *now_ms,
             date: date.value(),
         };
-        let mut calls = Calls { environment, worker: *info, inbox, status, pushable };
+        let mut calls =
+            Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
         calls.session(Target { key, entry: &mut *entry, slot, out: &mut out }, call);
         entry.connection.after_input();
         entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);

@@ -45,11 +45,13 @@ impl Worker {
             self.advance_handoff();
             self.advance_drain();
             self.advance_rehearsal();
+            self.flush_log();
             self.flush_control();
             self.publish_totals();
             let slot = self.scoreboard_slot();
             slot.heartbeat_ms.store(self.now_ms, std::sync::atomic::Ordering::Relaxed);
         }
+        self.finish_log();
         Ok(())
     }
 
@@ -62,6 +64,7 @@ impl Worker {
             self.gateway_due_ms(),
             self.drain_due_ms(),
             self.rehearsal_due_ms(),
+            self.log_due_ms(),
         ] {
             due_ms = due_ms.min(other.unwrap_or(u64::MAX));
         }
@@ -99,6 +102,9 @@ impl Worker {
                 }
                 (Token::LinkSocket(index), _) => self.on_link_socket(index, result, None),
                 (Token::LinkConnect(index), _) => self.on_link_connected(index, result),
+                (Token::AccessLog, CompletionPayload::Sent(batch)) => {
+                    self.on_log_written(result, batch);
+                }
                 (token, payload) => {
                     unreachable!("{token:?} completed with {payload:?}")
                 }
@@ -166,11 +172,24 @@ impl DateCache {
 
 /// Formats seconds since the epoch as an IMF-fixdate.
 fn imf_fixdate(second: u64) -> String {
+    let (year, month, day) = civil_date(second / 86_400);
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let day_number = second / 86_400;
     let of_day = second % 86_400;
+    format!(
+        "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
+        DAYS[(day_number % 7) as usize],
+        MONTHS[(month - 1) as usize],
+        of_day / 3_600,
+        of_day / 60 % 60,
+        of_day % 60,
+    )
+}
+
+/// Year, month and day of a day since the epoch.
+pub(super) fn civil_date(day_number: u64) -> (u64, u64, u64) {
     // Civil date from the day number: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
     let shifted = day_number + 719_468;
     let era = shifted / 146_097;
@@ -180,15 +199,7 @@ fn imf_fixdate(second: u64) -> String {
     let shifted_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
-        DAYS[(day_number % 7) as usize],
-        MONTHS[(month - 1) as usize],
-        of_day / 3_600,
-        of_day / 60 % 60,
-        of_day % 60,
-    )
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

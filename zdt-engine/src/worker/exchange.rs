@@ -37,6 +37,10 @@ pub struct Exchange<'a> {
     pub messages_sent: u64,
     /// The service says that it has failed: 500 and above, or 1011.
     pub has_failed: bool,
+    /// The status that it answered with in this call, for the access log.
+    pub status: Option<u16>,
+    /// Bytes of body and of messages that it sent in this call.
+    pub body_bytes: u64,
     /// What the service did that makes no sense.
     pub misuse: Option<&'static str>,
 }
@@ -52,6 +56,8 @@ impl Exchange<'_> {
 impl Actions for Exchange<'_> {
     fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) {
         self.has_failed |= status >= 500;
+        self.status = Some(status);
+        self.body_bytes += body.len() as u64;
         let done =
             self.connection.respond(self.slot, &self.environment, self.out, status, headers, body);
         self.check(done, "a response where none is due");
@@ -59,6 +65,7 @@ impl Actions for Exchange<'_> {
 
     fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength) {
         self.has_failed |= status >= 500;
+        self.status = Some(status);
         if std::mem::take(&mut self.expects_continue) && status < 300 {
             // The service will stream: it wants the body now, and 100 must precede the final head.
             self.connection.send_continue(self.slot, self.out);
@@ -79,6 +86,7 @@ impl Actions for Exchange<'_> {
     }
 
     fn write_body(&mut self, bytes: &[u8]) {
+        self.body_bytes += bytes.len() as u64;
         let done = self.connection.write_body(self.slot, self.out, bytes);
         self.check(done, "body bytes outside a response, or more than announced");
     }
@@ -117,6 +125,7 @@ impl Actions for Exchange<'_> {
     }
 
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
+        self.status = Some(101);
         let done = match self.upgrade.take() {
             Some(upgrade) => {
                 self.connection.accept_websocket(self.slot, self.out, *upgrade, subprotocol)
@@ -131,6 +140,7 @@ impl Actions for Exchange<'_> {
         // A message after the close handshake began is dropped: the service could not know.
         if self.connection.send_message(self.slot, &self.environment, self.out, kind, payload) {
             self.messages_sent += 1;
+            self.body_bytes += payload.len() as u64;
         }
     }
 

@@ -10,6 +10,7 @@
 //! | `calls` | events to the service and to sessions, and what follows from their answers |
 //! | `exchange` | what a service does to its connection |
 //! | `gateway` | the reverse proxy, with upstream connections of its own |
+//! | `access_log` | a line for each request |
 //! | `accept` | listeners, limits, probes |
 //! | `commands` | control messages |
 //! | `outgoing`, `incoming` | the two directions of a handoff |
@@ -23,6 +24,7 @@
 //! Must not know: eBPF, other processes beyond its channels.
 
 mod accept;
+mod access_log;
 mod calls;
 mod commands;
 mod drain;
@@ -118,6 +120,7 @@ struct Worker {
     /// Present if the service is the gateway.
     gateway: Option<gateway::Shared>,
 
+    access_log: Option<access_log::AccessLog>,
     inbox: Arc<Inbox>,
     /// Connections whose session has a [`crate::service::Pusher`], by id.
     pushable: HashMap<u64, usize>,

@@ -8,6 +8,8 @@
 use crate::conn::Slot;
 use crate::service::Session;
 
+use super::access_log::LogEntry;
+
 /// What a worker keeps for one stream.
 pub struct Place {
     /// The exchange or WebSocket in progress.
@@ -16,10 +18,13 @@ pub struct Place {
     pub timer_due_ms: u64,
     /// The session waits for room in the send queue.
     pub wants_room: bool,
+    /// What the access log will say of the exchange.
+    pub log: Option<Box<LogEntry>>,
 }
 
 impl Place {
-    const EMPTY: Self = Self { session: None, timer_due_ms: u64::MAX, wants_room: false };
+    const EMPTY: Self =
+        Self { session: None, timer_due_ms: u64::MAX, wants_room: false, log: None };
 
     /// The stream has ended: nothing is kept, nothing is waited for.
     pub fn clear(&mut self) -> Option<Box<dyn Session>> {
@@ -90,6 +95,11 @@ impl Places {
     /// One whose timer is due.
     pub fn due(&self, now_ms: u64) -> Option<Slot> {
         self.find(Slot::ONLY, |place| place.timer_due_ms <= now_ms)
+    }
+
+    /// What the access log will say of all of them.
+    pub fn take_logs(&mut self) -> impl Iterator<Item = Box<LogEntry>> {
+        std::iter::once(&mut self.first).chain(&mut self.more).filter_map(|place| place.log.take())
     }
 
     /// All streams have ended: their sessions.

@@ -15,6 +15,7 @@ use crate::service::{Busy, SavedSession, Service};
 use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
 use crate::sys;
 
+use super::access_log::{LogEntry, TAG_LOG};
 use super::entry::Entry;
 use super::preface::{Preface, TAG_PREFACE};
 
@@ -25,9 +26,21 @@ const TAG_UNSENT: u16 = 17;
 /// The session: kind, then what it saved.
 const TAG_SESSION: u16 = 18;
 
-const KNOWN_SECTIONS: [u16; 10] = {
+const KNOWN_SECTIONS: [u16; 11] = {
     let [a, b, c, d] = conn::KNOWN_SECTIONS;
-    [a, b, c, d, TAG_TLS, TAG_TLS_INCOMING, TAG_ENTRY, TAG_UNSENT, TAG_SESSION, TAG_PREFACE]
+    [
+        a,
+        b,
+        c,
+        d,
+        TAG_TLS,
+        TAG_TLS_INCOMING,
+        TAG_ENTRY,
+        TAG_UNSENT,
+        TAG_SESSION,
+        TAG_PREFACE,
+        TAG_LOG,
+    ]
 };
 
 /// Most unsent bytes of a connection that are taken over.
@@ -129,6 +142,9 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     writer.section(TAG_ENTRY, 1, false, &head, &[]);
     if let Some(preface) = &entry.preface {
         preface.save(now_ms, &mut writer);
+    }
+    if let Some(log) = &entry.places.only().log {
+        log.save(now_ms, &mut writer);
     }
     if !entry.unsent.is_empty() {
         writer.section(TAG_UNSENT, 1, false, &[0u8; 0], &[&entry.unsent]);
@@ -232,6 +248,7 @@ pub fn restore_at(
         only.timer_due_ms = environment.now_ms.saturating_add(remaining_ms);
     }
     only.wants_room = head.flags & FLAG_WANTS_ROOM != 0;
+    entry.places.at(Slot::ONLY).log = LogEntry::restore(&record, environment.now_ms, transit_ms)?;
     entry.preface = Preface::restore(&record, environment.now_ms, transit_ms)?.map(Box::new);
     if let Some(section) = record.section(TAG_UNSENT) {
         if section.tail().len() > MAX_UNSENT_BYTES {

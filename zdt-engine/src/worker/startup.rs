@@ -13,6 +13,7 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slab::Slab;
 
+use crate::config::AccessLogFormat;
 use crate::config::{Confinement, LogFormat, SeccompMode, WorkerConfig};
 use crate::control::{Configure, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
 use crate::credentials::Credentials;
@@ -21,6 +22,7 @@ use crate::shm::{LoadMap, Scoreboard};
 use crate::uring::Ring;
 use crate::{fdpass, sys};
 
+use super::access_log::AccessLog;
 use super::commands::{encode, hello};
 use super::entry::BufferPool;
 use super::event_loop::DateCache;
@@ -173,7 +175,10 @@ impl Worker {
         services: &Services,
     ) -> Result<Self, StartupError> {
         let has_tls = configure.config.tls.is_some();
-        let expected = 2 + usize::from(configure.has_load_map) + usize::from(has_tls);
+        let expected = 2
+            + usize::from(configure.has_load_map)
+            + usize::from(has_tls)
+            + usize::from(configure.has_access_log);
         if descriptors.len() != expected {
             return Err(StartupError::Protocol(format!(
                 "{expected} descriptors were expected with the configuration, {} came",
@@ -181,7 +186,13 @@ impl Worker {
             )));
         }
         crate::fault::set_generation(configure.identity.generation);
-        // The last one; closed as soon as it has been read.
+        let format = configure.config.access_log.format;
+        let log_file = match (format, configure.has_access_log) {
+            (_, true) => descriptors.pop(),
+            (AccessLogFormat::Off, false) => None,
+            (_, false) => Some(io::stderr().as_fd().try_clone_to_owned()?),
+        };
+        // The one before; closed as soon as it has been read.
         let credentials = if has_tls { descriptors.pop() } else { None };
         let tls = match (&configure.config.tls, credentials) {
             (Some(config), Some(credentials)) => {
@@ -227,13 +238,14 @@ impl Worker {
         let share = confinement.limits.cpu_percent;
         let pace = (share > 0 && confinement.paces_itself)
             .then(|| Pace::new(share, sys::monotonic_ns(), sys::clock::process_cpu_ns()));
+        let info = WorkerInfo {
+            pid: std::process::id(),
+            worker: configure.identity.worker,
+            generation: configure.identity.generation,
+        };
         Ok(Self {
             ring,
-            info: WorkerInfo {
-                pid: std::process::id(),
-                worker: configure.identity.worker,
-                generation: configure.identity.generation,
-            },
+            info,
             configure,
             service,
             entries: Slab::new(),
@@ -265,6 +277,9 @@ impl Worker {
             unpacker: Default::default(),
             rehearsals: Default::default(),
             gateway,
+            access_log: log_file
+                .filter(|_| format != AccessLogFormat::Off)
+                .map(|file| AccessLog::new(format, file, info)),
             inbox,
             pushable: HashMap::new(),
             followed: HashMap::new(),

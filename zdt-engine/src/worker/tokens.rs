@@ -34,6 +34,8 @@ pub enum Token {
     LinkReceive(usize),
     /// Send on an upstream connection.
     LinkSend(usize),
+    /// A batch of the access log.
+    AccessLog,
 }
 
 impl Token {
@@ -53,6 +55,7 @@ impl Token {
             Token::LinkConnect(index) => (12, index),
             Token::LinkReceive(index) => (13, index),
             Token::LinkSend(index) => (14, index),
+            Token::AccessLog => (20, 0),
         };
         kind << INDEX_BITS | index as u64
     }
@@ -74,6 +77,7 @@ impl Token {
             12 => Token::LinkConnect(index),
             13 => Token::LinkReceive(index),
             14 => Token::LinkSend(index),
+            20 => Token::AccessLog,
             other => unreachable!("the ring returned a token of kind {other} that nobody made"),
         }
     }
@@ -99,6 +103,7 @@ mod tests {
             Token::LinkConnect(4),
             Token::LinkReceive(4),
             Token::LinkSend(4),
+            Token::AccessLog,
         ] {
             assert!(token.pack() < 1 << 56);
             assert_eq!(Token::unpack(token.pack()), token);

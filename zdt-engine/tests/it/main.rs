@@ -3,6 +3,7 @@
 mod lab;
 mod skip;
 
+mod access_log;
 mod admin;
 mod allocations;
 mod freeze;

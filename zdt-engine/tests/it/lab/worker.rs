@@ -130,6 +130,7 @@ impl TestWorker {
             config,
             has_load_map: false,
             has_totals: false,
+            has_access_log: false,
             supervisor_uid: nix::unistd::geteuid().as_raw(),
         };
         let reattach = abstract_listener();
