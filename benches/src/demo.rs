@@ -41,6 +41,9 @@ pub struct Arguments {
     /// Seed of the traffic; a new one each time if it is not given.
     #[arg(long)]
     seed: Option<u64>,
+    /// Show the gateway: an application in Python, replaced ten times under load.
+    #[arg(long)]
+    gateway: bool,
     /// Print one JSON line instead of a table.
     #[arg(long)]
     json: bool,
@@ -120,6 +123,9 @@ impl Controller for Schedule {
 
 /// Runs it; whether nothing at all was lost.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    if arguments.gateway {
+        return crate::bench::swap::demo(arguments.zdt.clone(), arguments.json);
+    }
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let options = Options {
         websockets: arguments.connections,
@@ -156,6 +162,8 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
                 },
                 cpu: None,
                 tls: arguments.tls,
+                service: vec!["demo".to_owned()],
+                answers_id: true,
             })?;
             eprintln!("# engine on {}", engine.address);
             schedule.reloader = Some(engine.reloader());

@@ -29,12 +29,24 @@ pub struct Options {
     pub cpu: Option<usize>,
     /// Whether it speaks TLS.
     pub tls: bool,
+    /// Name of the service, and what it needs.
+    pub service: Vec<String>,
+    /// It answers `/id`, so that it can be seen to serve; otherwise its port is waited for.
+    pub answers_id: bool,
 }
 
 impl Options {
     /// One worker, on any CPU.
     pub fn new(zdt: &Path) -> Self {
-        Self { zdt: zdt.to_owned(), workers: 1, steering: "auto", cpu: None, tls: false }
+        Self {
+            zdt: zdt.to_owned(),
+            workers: 1,
+            steering: "auto",
+            cpu: None,
+            tls: false,
+            service: vec!["demo".to_owned()],
+            answers_id: true,
+        }
     }
 }
 
@@ -151,13 +163,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts it with the demo service, and waits until that answers.
+    /// Starts it, and waits until its service answers.
     pub fn start(options: Options) -> Result<Self> {
         let (address, admin) = (free_address()?, free_address()?);
         let run_dir = TemporaryFile::new("run", None)?;
         let mut command = Command::new(&options.zdt);
         command
-            .args(["serve", "--service", "demo", "--listen", &address.to_string()])
+            .args(["serve", "--listen", &address.to_string(), "--service"])
+            .args(&options.service)
             .args(["--admin", &admin.to_string(), "--workers", &options.workers.to_string()])
             .args(["--steering", options.steering, "--run-dir"])
             .arg(run_dir.path())
@@ -176,8 +189,12 @@ impl Engine {
         let request = b"GET /id?id=ready HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
         loop {
             server.check_alive()?;
-            match ask(address, request) {
-                Ok(_) => break,
+            let asked = match options.answers_id {
+                true => ask(address, request).map(drop),
+                false => std::net::TcpStream::connect(address).map(drop).map_err(Into::into),
+            };
+            match asked {
+                Ok(()) => break,
                 Err(error) if Instant::now() > end => {
                     return Err(error.context("zdt serve does not answer after 15 s"));
                 }
@@ -190,6 +207,19 @@ impl Engine {
     /// For reloads while the calling thread does something else.
     pub fn reloader(&self) -> Reloader {
         Reloader { zdt: self.options.zdt.clone(), run_dir: self.run_dir.path().to_owned() }
+    }
+
+    /// Replaces the gateway's application.
+    pub fn swap_application(&self) -> Result<()> {
+        let output = Command::new(&self.options.zdt)
+            .args(["reload", "--app", "--json", "--run-dir"])
+            .arg(self.run_dir.path())
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("zdt reload --app failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// Supervisor and all workers.

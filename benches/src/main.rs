@@ -40,7 +40,7 @@ struct Arguments {
 enum Command {
     /// Run the engine under checked traffic and reload it again and again.
     Demo(demo::Arguments),
-    /// Measure: handoff, state, ring, echo, http, steering, memory, queue, or all.
+    /// Measure: handoff, state, ring, echo, http, steering, memory, queue, proxy, proxy-swap, or all.
     Bench {
         /// Which.
         name: String,

@@ -7,10 +7,12 @@ mod echo;
 mod handoff;
 mod http;
 mod memory;
+mod proxy;
 mod queue;
 mod reload;
 mod state;
 mod steering;
+pub mod swap;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,8 +25,19 @@ use crate::peers::Peer;
 use crate::process::server_and_client_cpus;
 
 /// Names of the benches, in the order of `all`.
-pub const NAMES: [&str; 9] =
-    ["handoff", "state", "ring", "echo", "http", "steering", "memory", "queue", "reload"];
+pub const NAMES: [&str; 11] = [
+    "handoff",
+    "state",
+    "ring",
+    "echo",
+    "http",
+    "steering",
+    "memory",
+    "queue",
+    "reload",
+    "proxy",
+    "proxy-swap",
+];
 
 /// What all benches need.
 #[derive(Debug, Clone)]
@@ -94,6 +107,8 @@ fn run_one(name: &str, settings: &Settings, report: &mut Report) -> Result<()> {
         "memory" => memory::run(settings, report),
         "reload" => reload::run(settings, report),
         "queue" => queue::run(settings, report),
+        "proxy" => proxy::run(settings, report),
+        "proxy-swap" => swap::run(settings, report),
         _ => bail!("no bench {name:?}; there are {}, all", NAMES.join(", ")),
     }
 }

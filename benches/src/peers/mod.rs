@@ -8,6 +8,7 @@ pub mod demo;
 pub mod fast;
 pub mod handoff;
 pub mod nginx;
+pub mod proxies;
 pub mod tungstenite;
 pub mod tungstenite_tls;
 

@@ -4,6 +4,7 @@
 mod hold;
 mod moving;
 mod proxy;
+mod swap;
 mod upstream;
 
 use std::io::{Read, Write};

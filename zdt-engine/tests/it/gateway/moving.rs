@@ -66,7 +66,7 @@ fn downloads_uploads_and_waiting_requests_go_on_across_reloads() {
 }
 
 /// Echoes WebSocket messages, with a count for each connection.
-fn websocket_upstream() -> String {
+pub fn websocket_upstream() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     std::thread::spawn(move || {
