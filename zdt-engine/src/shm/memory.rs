@@ -78,7 +78,8 @@ impl SharedMemory {
         Ok(file)
     }
 
-    /// Maps a memfd that somebody else made, all pages in advance. The descriptor can be closed
+    /// Maps a memfd that somebody else made. Its pages are there already, and enter the mapping as they are
+    /// touched: all at once they would stop a worker's loop for a millisecond. The descriptor can be closed
     /// afterwards.
     ///
     /// # Errors
@@ -96,7 +97,7 @@ impl SharedMemory {
         if actual != expected_len as u64 {
             return Err(MapError::WrongSize { expected: expected_len as u64, actual });
         }
-        let mapping = MmapOptions::new().len(expected_len).populate().map_raw(&file)?;
+        let mapping = MmapOptions::new().len(expected_len).map_raw(&file)?;
         Ok(Self { mapping })
     }
 
