@@ -11,6 +11,7 @@ mod reload;
 mod serve;
 mod status;
 mod stop;
+mod top;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ enum Command {
     Rollback(RollbackArgs),
     /// Show what runs.
     Status(StatusArgs),
+    /// Show workers and rates, again and again.
+    Top(TopArgs),
     /// Say what a reload would do, and which connections it could not move.
     Plan(PlanArgs),
     /// Try the handoff of every connection aside, without its client noticing.
@@ -213,6 +216,21 @@ struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+struct TopArgs {
+    #[command(flatten)]
+    run_dir: RunDirArg,
+    /// Between two looks.
+    #[arg(long, value_name = "MS", default_value_t = 1_000)]
+    interval_ms: u64,
+    /// End after so many.
+    #[arg(long, value_name = "N")]
+    count: Option<u32>,
+    /// Print one line of JSON for each look.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct PlanArgs {
     #[command(flatten)]
     run_dir: RunDirArg,
@@ -335,6 +353,7 @@ pub fn run_with(services: Services) -> ExitCode {
         Command::Reload(args) => report("reload", reload::run(&args)),
         Command::Rollback(args) => report("rollback", reload::roll_back(&args)),
         Command::Status(args) => report("status", status::run(&args)),
+        Command::Top(args) => report("top", top::run(&args)),
         Command::Plan(args) => report("plan", plan::plan(&args)),
         Command::TestMigration(args) => report("test-migration", plan::test_migration(&args)),
         Command::Hold(args) => report("hold", gateway::hold(&args, true)),

@@ -231,6 +231,39 @@ fn a_test_of_the_migration_disturbs_nobody() {
 }
 
 #[test]
+fn top_shows_rates() {
+    let engine = Engine::start(Options::default());
+    let mut clients = engine.clients(4);
+    let top = engine.zdt_in_background(&["top", "--json", "--interval-ms", "300", "--count", "3"]);
+    let mut sent = 0;
+    let output = {
+        // Traffic for as long as it looks.
+        let mut top = top;
+        while top.try_wait().expect("wait").is_none() {
+            clients.count_all();
+            sent += 4;
+        }
+        top.wait_with_output().expect("output")
+    };
+    assert!(output.status.success(), "{output:?}");
+    let lines: Vec<Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), 3);
+    for line in &lines {
+        assert_eq!(
+            (&line["status"], &line["connections"]),
+            (&"healthy".into(), &4.into()),
+            "{line}"
+        );
+        assert_eq!(line["workers"].as_object().map(serde_json::Map::len), Some(2), "{line}");
+        let rate = line["rates"]["messages"].as_f64().expect("a rate");
+        assert!(rate > 0.0 && rate < f64::from(sent) * 10.0, "{rate}, {sent} sent");
+    }
+}
+
+#[test]
 fn a_stopped_supervisor_is_recognised() {
     let engine = Engine::start(Options::default());
     engine.signal(Signal::SIGSTOP);
