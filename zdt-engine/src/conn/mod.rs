@@ -530,6 +530,8 @@ impl Connection {
         if let Stage::Http1(machine) = &self.stage
             && self.receive_end != ReceiveEnd::Open
             && !is_responding(machine)
+            // Pipelined requests that came before the FIN are answered, too.
+            && self.pending.is_empty()
         {
             self.end();
         }

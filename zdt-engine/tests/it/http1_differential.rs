@@ -21,11 +21,11 @@ use crate::skip::skip;
 
 /// A request as either side understood it: method, target, fields, body, whether it was complete.
 /// Bytes as Latin-1 text.
-type Understood = (String, String, Vec<(String, String)>, String, bool);
+pub type Understood = (String, String, Vec<(String, String)>, String, bool);
 
 #[derive(Debug, Deserialize)]
-struct Verdict {
-    requests: Vec<Understood>,
+pub struct Verdict {
+    pub requests: Vec<Understood>,
     /// Of the refusal that ended it.
     status: Option<u16>,
     /// An empty line before a request was ignored, which h11 does not do.
@@ -38,7 +38,7 @@ fn latin1(bytes: &[u8]) -> String {
 }
 
 /// Our verdict. Like the other side's, it ends with the first HTTP/1.0 request.
-fn judge(bytes: &[u8]) -> Verdict {
+pub fn judge(bytes: &[u8]) -> Verdict {
     let mut bytes = bytes.to_vec();
     let mut input = Input::new(&mut bytes);
     let mut http = Http1::new();
@@ -489,7 +489,7 @@ fn h11_agrees_but_for_known_differences() {
 }
 
 /// Valid input of some variety, before the damage.
-fn exchange(random: &mut StdRng) -> Vec<u8> {
+pub fn exchange(random: &mut StdRng) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..random.random_range(1..4) {
         let method = *["GET", "POST", "HEAD"].choose(random).expect("some");
@@ -519,7 +519,7 @@ fn exchange(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-fn damage(random: &mut StdRng, bytes: &mut Vec<u8>) {
+pub fn damage(random: &mut StdRng, bytes: &mut Vec<u8>) {
     let pieces: &[&[u8]] = &[
         b"\r\n",
         b"\n",

@@ -4,6 +4,7 @@
 mod hold;
 mod moving;
 mod proxy;
+mod smuggling;
 mod swap;
 mod upstream;
 
