@@ -380,7 +380,7 @@ mod tests {
             judge_validities("certificates", list, 1_000 * DAY_S).level
         };
         let good = valid(0, 2_000 * DAY_S);
-        assert_eq!(level(&[good.clone()]), Level::Ok);
+        assert_eq!(level(std::slice::from_ref(&good)), Level::Ok);
         assert_eq!(level(&[good.clone(), valid(0, 1_007 * DAY_S)]), Level::Warning);
         assert_eq!(level(&[good.clone(), valid(0, 999 * DAY_S)]), Level::Error);
         assert_eq!(level(&[valid(1_001 * DAY_S, 2_000 * DAY_S), good.clone()]), Level::Error);

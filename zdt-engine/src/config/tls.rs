@@ -171,9 +171,9 @@ mod tests {
     use super::*;
 
     fn wrong(change: fn(&mut TlsOptions)) -> &'static str {
-        let mut options = TlsOptions::default();
-        options.certificates =
+        let certificates =
             vec![CertificateFiles { certificate: "c.pem".into(), key: "k.pem".into() }];
+        let mut options = TlsOptions { certificates, ..TlsOptions::default() };
         change(&mut options);
         options.check(&["127.0.0.1:443".parse().unwrap()]).err().map_or("", |(name, _)| name)
     }

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::core::Core;
 use super::gateway::{GatewayAnswer, GatewayEvent, check};
 use super::handle::{GatewayReply, Swapped};
-use crate::config::{AppOptions, GatewayOptions, SwapPolicy, UpstreamTarget};
+use crate::config::{AppOptions, ENVIRONMENT, Form, GatewayOptions, SwapPolicy, UpstreamTarget};
 
 /// How often the end of an application is looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -129,6 +129,10 @@ fn start(
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(&options.command).env("PORT", port.to_string()).env("ZDT", "1");
     command.stdin(Stdio::null()).process_group(0);
+    for variable in ENVIRONMENT.iter().filter(|variable| variable.form == Form::Secret) {
+        // The supervisor's own; the application has the rest of its environment.
+        command.env_remove(variable.name);
+    }
     if let Some((user, group)) = owner {
         command.uid(user).gid(group);
     }
