@@ -71,8 +71,14 @@ pub const ENVIRONMENT: &[EnvironmentName] = &[
 ];
 
 /// Names that begin like variables of zdt and are something else.
-const FOREIGN: &[&str] =
-    &["ZDT_FAULT", "ZDT_PREDECESSOR", "ZDT_STEERING_OBJECT", "ZDT_WRITE_GOLDEN", "ZDT_SEED"];
+const FOREIGN: &[&str] = &[
+    "ZDT_FAULT",
+    "ZDT_PREDECESSOR",
+    "ZDT_STEERING_OBJECT",
+    "ZDT_WRITE_GOLDEN",
+    "ZDT_SEED",
+    "ZDT_NONCES",
+];
 const FOREIGN_PREFIXES: &[&str] = &["ZDT_TEST_", "ZDT_BENCH_"];
 /// Nobody else uses names that begin so.
 const OWN_PREFIXES: &[&str] = &["ZDT_", "ZERO_DOWNTIME_"];

@@ -160,8 +160,11 @@ fn counters_never_fall_and_miss_nothing() {
     check("another supervisor", messages_of(&engine));
     engine.reload_well();
     check("its reload", messages_of(&engine));
+    let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
+    assert!(output.status.success(), "{output:?}");
+    check("its successor", messages_of(&engine));
     let reloads = last.get("zdt_reloads_total{result=committed}").expect("reloads").0;
-    assert_eq!(reloads as u64, 3, "over supervisors");
+    assert_eq!(reloads as u64, 4, "over supervisors");
 }
 
 fn messages_of(engine: &Engine) -> u64 {
