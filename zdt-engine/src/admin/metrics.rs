@@ -91,6 +91,16 @@ fn connections(page: &mut Page, status: &Status) {
     for ((state, protocol), count) in by_kind {
         metric.labelled(&[("state", state), ("protocol", protocol)], float(count));
     }
+    let mut by_transport: BTreeMap<&str, u64> = BTreeMap::new();
+    for worker in status.worker_stats.values() {
+        for (transport, count) in &worker.figures.by_transport {
+            *by_transport.entry(transport).or_default() += count;
+        }
+    }
+    let mut metric = page.gauge("zdt_transports", "Open connections, by what they go over.");
+    for (transport, count) in by_transport {
+        metric.labelled(&[("transport", transport)], float(count));
+    }
     let help = "Connections that could not be handed over and drain, by reason.";
     let mut metric = page.gauge("zdt_draining_connections", help);
     for (reason, count) in draining {

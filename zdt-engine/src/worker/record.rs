@@ -118,6 +118,9 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     if variable_bytes(entry) > MAX_VARIABLE_BYTES {
         return Err(Busy("record-too-large"));
     }
+    if entry.transport.is_shaking_hands() {
+        return Err(Busy("tls-handshake")); // there is nothing that could be saved of it
+    }
     let freeze = FreezeInstant { boot_hash: boot_hash(), boottime_ns: entry.frozen_ns };
     let mut writer = Writer::new(bytes, freeze);
     entry.transport.save(&mut writer);

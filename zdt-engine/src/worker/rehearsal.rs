@@ -93,6 +93,10 @@ impl Worker {
     fn round_trip(&mut self, key: usize) -> Result<u64, &'static str> {
         let (mut first, mut second) = (self.buffers.take(), self.buffers.take());
         let result = self.compare(key, &mut first, &mut second);
+        if self.entries[key].transport.is_secret() {
+            record::wipe(&mut first);
+            record::wipe(&mut second);
+        }
         self.buffers.give(first);
         self.buffers.give(second);
         result
@@ -112,6 +116,9 @@ impl Worker {
         let saved = record::save(entry, format, now_ms, first);
         entry.frozen_ns = was;
         saved.map_err(|Busy(reason)| reason)?;
+        if self.entries[key].transport.is_secret() && !self.configure.config.state.encryption {
+            return Err("ring-not-encrypted");
+        }
         let environment = Environment {
             limits: &self.configure.config.limits,
             websocket: &self.configure.config.websocket,

@@ -307,7 +307,7 @@ impl Worker {
                     // kernel would fill buffers with more of them before it came to the next cancel.
                     return self.process_pending(key, false);
                 }
-                if entry.transport.has_work() {
+                if entry.transport.has_work() && !entry.connection.is_ending() {
                     return self.take_in_sealed(key, &mut []);
                 }
                 self.arm_receive(key);
