@@ -12,16 +12,20 @@ use anyhow::Result;
 use crate::process::{output_of, run, target_dir};
 
 /// From PyPI, and what each is for. Versions are fixed so that a test fails for our reasons only.
-const PYTHON_PACKAGES: [(&str, &str); 4] = [
+const PYTHON_PACKAGES: [(&str, &str); 6] = [
     ("h11==0.16.0", "another HTTP/1.1 parser, to compare verdicts with"),
+    ("h2==4.3.0", "an HTTP/2 client that is not ours, with WebSockets (RFC 8441)"),
+    ("hpack==4.1.0", "another HPACK encoder, to compare with"),
     ("websockets==15.0.1", "a WebSocket client that is not ours, with compression"),
     ("prometheus_client==0.21.1", "reads the metrics as Prometheus does"),
     ("kosoku==0.1.0", "runs the cases of the Autobahn test suite"),
 ];
 
 /// Programs that tests use if they are there, a flag that asks whether they are, and what each is for.
-const PROGRAMS: [(&str, &str, &str); 2] = [
+const PROGRAMS: [(&str, &str, &str); 4] = [
     ("curl", "--version", "an HTTP client that is not ours"),
+    ("nghttp", "--version", "another HTTP/2 client that is not ours"),
+    ("h2load", "--version", "an HTTP/2 load generator that is not ours"),
     ("haproxy", "-v", "a proxy in front that tells who its clients are"),
 ];
 

@@ -51,6 +51,8 @@ pub struct WorkerConfig {
     pub limits: Limits,
     /// WebSocket options.
     pub websocket: WebSocketOptions,
+    /// HTTP/2 options.
+    pub http2: Http2Options,
     /// Options of the live handoff.
     pub handoff: HandoffOptions,
     /// How a connection's state is written down.
@@ -206,6 +208,35 @@ pub struct WebSocketOptions {
     pub deflate_threshold_bytes: u32,
 }
 
+/// See [`WorkerConfig::http2`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http2Options {
+    /// Speak it with clients that begin with its preface.
+    pub enabled: bool,
+    /// Requests and WebSockets that a client may have open on one connection; at most 256.
+    pub max_concurrent_streams: u32,
+    /// Bytes that a client may send on one stream before the service has taken any.
+    pub stream_window_bytes: u32,
+    /// The same for all streams of a connection together; at least 65,535.
+    pub connection_window_bytes: u32,
+    /// Bytes waiting for the client's window on one stream; above this its service is asked to wait,
+    /// and no more is received on it.
+    pub stream_buffer_bytes: u32,
+    /// Streams that a client may reset, or have refused, at once; a client that goes on is cut off.
+    pub reset_burst: u32,
+    /// How many more in each second.
+    pub resets_per_second: u32,
+    /// Frames without use (pings, settings, empty ones, tiny window updates) that a client may send at
+    /// once.
+    pub control_burst: u32,
+    /// How many more in each second.
+    pub control_per_second: u32,
+}
+
+/// Most streams of one connection: all of them, with their sessions, fit into one state record.
+pub const MAX_CONCURRENT_STREAMS: u32 = 256;
+
 /// See [`WorkerConfig::handoff`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -246,6 +277,7 @@ impl Default for WorkerConfig {
             service: "demo".to_owned(),
             limits: Limits::default(),
             websocket: WebSocketOptions::default(),
+            http2: Http2Options::default(),
             handoff: HandoffOptions::default(),
             state: StateOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
@@ -283,6 +315,22 @@ impl Default for WebSocketOptions {
             pong_timeout_ms: 10_000,
             deflate: true,
             deflate_threshold_bytes: 8,
+        }
+    }
+}
+
+impl Default for Http2Options {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_concurrent_streams: 128,
+            stream_window_bytes: 65_535,
+            connection_window_bytes: 1 << 20,
+            stream_buffer_bytes: 64 << 10,
+            reset_burst: 200,
+            resets_per_second: 50,
+            control_burst: 2_000,
+            control_per_second: 200,
         }
     }
 }

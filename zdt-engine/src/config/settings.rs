@@ -11,8 +11,9 @@ use super::gateway::{
     self, GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteOptions, RouteTarget,
 };
 use super::{
-    AccessLogOptions, Confinement, HandoffOptions, Limits, ProxyProtocol, ReceiveBuffers,
-    SeccompMode, Secret, StateOptions, TlsOptions, WebSocketOptions, WorkerConfig, WorkerLimits,
+    AccessLogOptions, Confinement, HandoffOptions, Http2Options, Limits, MAX_CONCURRENT_STREAMS,
+    ProxyProtocol, ReceiveBuffers, SeccompMode, Secret, StateOptions, TlsOptions, WebSocketOptions,
+    WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -100,6 +101,8 @@ pub struct Settings {
     pub limits: Limits,
     /// WebSocket options.
     pub websocket: WebSocketOptions,
+    /// HTTP/2 options.
+    pub http2: Http2Options,
     /// Options of the live handoff.
     pub handoff: HandoffOptions,
     /// How a connection's state is written down.
@@ -150,6 +153,7 @@ impl Default for Settings {
             worker_limits: WorkerLimits::default(),
             limits: worker.limits,
             websocket: worker.websocket,
+            http2: worker.http2,
             handoff: worker.handoff,
             state: worker.state,
             receive_buffers: worker.receive_buffers,
@@ -351,6 +355,7 @@ impl Settings {
             service: self.service.clone(),
             limits: self.limits.clone(),
             websocket: self.websocket.clone(),
+            http2: self.http2.clone(),
             handoff: self.handoff.clone(),
             state: self.state.clone(),
             receive_buffers: self.receive_buffers.clone(),
@@ -442,6 +447,30 @@ impl Settings {
             ));
         }
         self.tls.check(&self.listen)?;
+        let http2 = &self.http2;
+        if !(1..=MAX_CONCURRENT_STREAMS).contains(&http2.max_concurrent_streams) {
+            return Err((
+                "http2.max_concurrent_streams",
+                format!(
+                    "must be 1 to {MAX_CONCURRENT_STREAMS}, not {}",
+                    http2.max_concurrent_streams
+                ),
+            ));
+        }
+        for (name, bytes, least) in [
+            ("http2.stream_window_bytes", http2.stream_window_bytes, 1_024),
+            ("http2.connection_window_bytes", http2.connection_window_bytes, 65_535),
+        ] {
+            if !(least..1 << 31).contains(&bytes) {
+                return Err((
+                    name,
+                    format!("must be {least} to {}, not {bytes}", (1u32 << 31) - 1),
+                ));
+            }
+        }
+        if http2.stream_buffer_bytes < 1_024 {
+            return Err(("http2.stream_buffer_bytes", "must be at least 1024".into()));
+        }
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));
         }

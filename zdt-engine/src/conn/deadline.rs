@@ -8,8 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Environment, Stage, is_responding};
+use super::{Connection, Environment, Slot, Stage, is_responding};
 use crate::proto::http1;
+use crate::proto::http2::ErrorCode;
 
 /// How long an ending connection waits for the peer's FIN before it is closed.
 const LINGER_MS: u64 = 2_000;
@@ -76,13 +77,20 @@ pub enum Progress {
 
 impl Connection {
     /// To be called after every batch of input and after every flush: works out what is waited for.
-    pub fn on_progress(&mut self, now_ms: u64, progress: Progress, has_unsent: bool) {
-        let is_websocket = matches!(self.stage, Stage::WebSocket(_));
-        if progress == Progress::Received || !is_websocket {
+    pub fn on_progress(
+        &mut self,
+        environment: &Environment<'_>,
+        progress: Progress,
+        has_unsent: bool,
+    ) {
+        let now_ms = environment.now_ms;
+        let is_pinging = matches!(self.stage, Stage::WebSocket(_) | Stage::Http2(_));
+        if progress == Progress::Received || !is_pinging {
             self.alive_ms = now_ms;
             self.is_pinged = false;
         }
-        let waiting = match &self.stage {
+        let mut frame_completed = false;
+        let waiting = match &mut self.stage {
             Stage::Ending => Waiting::End,
             Stage::Tunnel if has_unsent => Waiting::Progress,
             Stage::Tunnel => Waiting::Service,
@@ -93,6 +101,23 @@ impl Connection {
                 self.waiting = if self.is_pinged { Waiting::Pong } else { Waiting::SignOfLife };
                 self.since_ms = self.alive_ms;
                 return;
+            }
+            Stage::Http2(stack) => {
+                frame_completed = stack.machine.take_progress();
+                stack.arm_check(environment);
+                if stack.machine.is_greeting() {
+                    Waiting::FirstHead
+                } else if has_unsent {
+                    Waiting::Progress
+                } else if !self.pending.is_empty() || stack.machine.is_inside() {
+                    Waiting::Head
+                } else if stack.machine.stream_count() == 0 {
+                    Waiting::NextRequest
+                } else {
+                    self.waiting = if self.is_pinged { Waiting::Pong } else { Waiting::SignOfLife };
+                    self.since_ms = self.alive_ms;
+                    return;
+                }
             }
             Stage::Http1(machine) => {
                 if has_unsent
@@ -117,6 +142,7 @@ impl Connection {
         let restarts = match waiting {
             // For the latter: a whole exchange may have passed since the last call.
             Waiting::Progress | Waiting::NextRequest => progress != Progress::None,
+            Waiting::Head => frame_completed,
             _ => false,
         };
         if restarts || waiting != self.waiting {
@@ -129,17 +155,35 @@ impl Connection {
     pub fn deadline_ms(&self, environment: &Environment<'_>) -> Option<u64> {
         let limits = environment.limits;
         let options = environment.websocket;
+        let streams = match &self.stage {
+            Stage::Http2(stack) if stack.check_due_ms != u64::MAX => Some(stack.check_due_ms),
+            _ => None,
+        };
         let after_ms = match self.waiting {
             Waiting::FirstHead | Waiting::Head => limits.header_timeout_ms,
             Waiting::NextRequest => limits.keep_alive_timeout_ms,
             Waiting::Progress => limits.stall_timeout_ms,
-            Waiting::Service => return None,
-            Waiting::SignOfLife if options.ping_interval_ms == 0 => return None,
+            Waiting::Service => return streams,
+            Waiting::SignOfLife if options.ping_interval_ms == 0 => return streams,
             Waiting::SignOfLife => options.ping_interval_ms,
             Waiting::Pong | Waiting::CloseFrame => options.pong_timeout_ms,
             Waiting::End => LINGER_MS,
         };
-        Some(self.since_ms.saturating_add(after_ms))
+        let due = self.since_ms.saturating_add(after_ms);
+        Some(streams.map_or(due, |streams| streams.min(due)))
+    }
+
+    /// A stream whose client has kept it waiting for too long: it has been reset, and its session must
+    /// be told. To be called until there is none, before [`Connection::on_deadline`].
+    pub fn overdue_stream(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Slot> {
+        match &mut self.stage {
+            Stage::Http2(stack) => stack.overdue_stream(environment, out),
+            _ => None,
+        }
     }
 
     /// The deadline has passed.
@@ -158,6 +202,20 @@ impl Connection {
                 self.alive_ms = environment.now_ms;
                 self.is_pinged = true;
                 Overdue::Nothing
+            }
+            (Waiting::SignOfLife, Stage::Http2(stack)) => {
+                stack.release_memory();
+                stack.machine.write_ping(out);
+                self.waiting = Waiting::Pong;
+                self.since_ms = environment.now_ms;
+                self.alive_ms = environment.now_ms;
+                self.is_pinged = true;
+                Overdue::Nothing
+            }
+            (Waiting::FirstHead | Waiting::Head | Waiting::NextRequest, Stage::Http2(stack)) => {
+                stack.machine.end(out, ErrorCode::NoError, "");
+                self.end_overdue(environment.now_ms);
+                Overdue::End
             }
             (Waiting::FirstHead | Waiting::Head, Stage::Http1(machine)) => {
                 if !self.pending.is_empty() {

@@ -1,4 +1,5 @@
-//! The protocol stack of one client connection: HTTP/1.1, then perhaps WebSocket.
+//! The protocol stack of one client connection: HTTP/1.1, then perhaps WebSocket; or HTTP/2, whose
+//! streams are requests and WebSockets.
 //!
 //! A [`Connection`] takes received bytes, yields [`Event`]s for the service and appends what must be
 //! sent to a vector of the caller's. It answers by itself what no service wants to see: pings,
@@ -9,17 +10,23 @@
 //! Must not know: I/O, the clock (time is an argument, in milliseconds of any monotonic clock),
 //! randomness, the service.
 
+mod answers;
 mod deadline;
+mod http2;
 mod persist;
+mod persist_http2;
+mod receive;
 mod request;
 mod slot;
 mod transport;
+mod tunnel;
 
-use crate::config::{Limits, WebSocketOptions};
+use crate::config::{Http2Options, Limits, WebSocketOptions, WorkerConfig};
+use crate::proto::Payload;
 use crate::proto::http1::{self, Http1, ResponseState};
-use crate::proto::websocket::{self, MessageKind, WebSocket};
-use crate::proto::{Input, Payload};
+use crate::proto::websocket::{MessageKind, WebSocket};
 
+pub use answers::BodyLength;
 pub use deadline::{Overdue, Progress};
 pub use persist::{KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};
@@ -27,6 +34,7 @@ pub use slot::Slot;
 pub use transport::{TAG_TLS, TAG_TLS_INCOMING, Transport};
 
 use deadline::Waiting;
+use http2::Http2Stack;
 
 /// What a connection needs to know about its surroundings, lent for each call.
 #[derive(Clone, Copy)]
@@ -35,13 +43,21 @@ pub struct Environment<'a> {
     pub limits: &'a Limits,
     /// WebSocket options.
     pub websocket: &'a WebSocketOptions,
+    /// HTTP/2 options.
+    pub http2: &'a Http2Options,
     /// Now.
     pub now_ms: u64,
     /// The Date header's value (RFC 9110 §6.6.1).
     pub date: &'a [u8],
 }
 
-impl Environment<'_> {
+impl<'a> Environment<'a> {
+    /// Lends a worker's configuration.
+    pub fn new(config: &'a WorkerConfig, now_ms: u64, date: &'a [u8]) -> Self {
+        let WorkerConfig { limits, websocket, http2, .. } = config;
+        Self { limits, websocket, http2, now_ms, date }
+    }
+
     fn http1_limits(&self) -> http1::Limits {
         http1::Limits {
             max_head_bytes: self.limits.max_head_bytes,
@@ -70,9 +86,10 @@ pub enum Event<'b> {
     },
     /// Bytes of whatever is spoken after a switch of protocols.
     Tunnel(&'b [u8]),
-    /// Nothing more will come for the service: a close handshake or an error. The connection ends
-    /// by itself once its output is flushed.
+    /// Nothing more will come for the stream's session: a close handshake, a reset or an error.
     Ended,
+    /// The connection ends by an error, and every stream with it.
+    AllEnded,
 }
 
 enum Stage {
@@ -80,6 +97,7 @@ enum Stage {
     WebSocket(WebSocket),
     /// Bytes are passed on both ways, whatever they mean.
     Tunnel,
+    Http2(Box<Http2Stack>),
     /// Output is flushed, then the sending direction is shut down, then the peer's end is awaited;
     /// whatever it still sends is dropped.
     Ending,
@@ -115,6 +133,8 @@ pub struct Connection {
     is_pinged: bool,
     /// The service takes no input for now.
     is_input_held: bool,
+    /// Nothing has been received: which version of HTTP it is shows with the first bytes.
+    is_fresh: bool,
     /// How the receiving direction ended.
     pub receive_end: ReceiveEnd,
     /// True once shutdown(SHUT_WR) was called.
@@ -132,6 +152,7 @@ impl Connection {
             alive_ms: now_ms,
             is_pinged: false,
             is_input_held: false,
+            is_fresh: true,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
         }
@@ -142,6 +163,7 @@ impl Connection {
         Self {
             stage: Stage::WebSocket(WebSocket::new(None)),
             waiting: Waiting::SignOfLife,
+            is_fresh: false,
             ..Self::new(now_ms)
         }
     }
@@ -152,6 +174,8 @@ impl Connection {
             Stage::Http1(_) | Stage::Ending => "http1",
             Stage::WebSocket(_) => "websocket",
             Stage::Tunnel => "tunnel",
+            Stage::Http2(stack) if stack.open_tunnels().next().is_some() => "http2-websocket",
+            Stage::Http2(_) => "http2",
         }
     }
 
@@ -205,13 +229,8 @@ impl Connection {
         match &self.stage {
             _ if self.is_input_held => false,
             Stage::Http1(machine) => machine.wants_input(),
-            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => true,
+            Stage::WebSocket(_) | Stage::Http2(_) | Stage::Tunnel | Stage::Ending => true,
         }
-    }
-
-    /// Takes no further input, or takes it again: for a service that has no room for a body.
-    pub fn hold_input(&mut self, is_held: bool) {
-        self.is_input_held = is_held;
     }
 
     /// See [`Connection::hold_input`].
@@ -226,110 +245,16 @@ impl Connection {
     }
 
     fn is_end_due(&self) -> bool {
-        matches!(&self.stage, Stage::Http1(machine) if machine.is_end_due())
+        match &self.stage {
+            Stage::Http1(machine) => machine.is_end_due(),
+            Stage::Http2(stack) => stack.machine.is_end_due(),
+            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => false,
+        }
     }
 
     /// True unless what is pending must wait for the response in progress.
     pub fn can_go_on(&self) -> bool {
         self.pending.is_empty() || self.is_end_due() || self.wants_input()
-    }
-
-    /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
-    /// the response in progress.
-    pub fn next_event<'b>(
-        &mut self,
-        input: &mut Input<'b>,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-    ) -> Option<(Slot, Event<'b>)> {
-        if self.is_input_held() {
-            return None;
-        }
-        let event = match &mut self.stage {
-            Stage::Http1(_) => self.next_http1(input, environment, out),
-            Stage::WebSocket(_) => self.next_websocket(input, environment, out),
-            Stage::Tunnel if input.is_empty() => None,
-            Stage::Tunnel => Some(Event::Tunnel(input.take_all())),
-            Stage::Ending => {
-                input.take_all();
-                None
-            }
-        };
-        event.map(|event| (Slot::ONLY, event))
-    }
-
-    fn next_http1<'b>(
-        &mut self,
-        input: &mut Input<'b>,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-    ) -> Option<Event<'b>> {
-        let Stage::Http1(machine) = &mut self.stage else { unreachable!("checked by the caller") };
-        match machine.next_event(input, &environment.http1_limits()) {
-            Ok(None) => None,
-            Ok(Some(http1::Event::Body(bytes))) => Some(Event::Body(bytes)),
-            Ok(Some(http1::Event::End)) => Some(Event::BodyEnd),
-            Ok(Some(http1::Event::Request(request))) => {
-                match request::wanted_upgrade(&request, environment.websocket) {
-                    Ok(upgrade) => Some(Event::Request(Head::Http1(request), upgrade)),
-                    Err(refusal) => {
-                        let body = format!("{}: {}\n", refusal.status, refusal.reason);
-                        machine.close_after_response();
-                        let _ = machine.respond(
-                            out,
-                            refusal.status,
-                            refusal.headers,
-                            body.as_bytes(),
-                            environment.date,
-                        );
-                        self.end();
-                        Some(Event::Ended)
-                    }
-                }
-            }
-            Err(error) => {
-                machine.error_response(out, &error, environment.date);
-                self.end();
-                Some(Event::Ended)
-            }
-        }
-    }
-
-    fn next_websocket<'b>(
-        &mut self,
-        input: &mut Input<'b>,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-    ) -> Option<Event<'b>> {
-        let Stage::WebSocket(machine) = &mut self.stage else { unreachable!("checked by caller") };
-        let limits = websocket::Limits { max_message_bytes: environment.limits.max_message_bytes };
-        loop {
-            match machine.next_event(input, &limits) {
-                Ok(None) => return None,
-                Ok(Some(websocket::Event::Message { kind, payload })) => {
-                    if machine.close_sent() {
-                        continue; // RFC 6455 §1.4: after our close nobody waits for data
-                    }
-                    return Some(Event::Message { kind, payload });
-                }
-                Ok(Some(websocket::Event::Ping(payload))) => machine.write_pong(out, &payload),
-                Ok(Some(websocket::Event::Pong(_))) => {}
-                Ok(Some(websocket::Event::Close { code, .. })) => {
-                    if !machine.close_sent() {
-                        machine.write_close(out, code, "");
-                    }
-                    self.end();
-                    return Some(Event::Ended);
-                }
-                Err(error) => {
-                    if !machine.close_sent() {
-                        machine.write_close(out, Some(error.close_code), error.reason);
-                    }
-                    self.end();
-                    return Some(Event::Ended);
-                }
-            }
-        }
     }
 
     /// The peer has ended its direction. True: the service must be told that this is the end.
@@ -360,10 +285,55 @@ impl Connection {
                 if is_responding(machine) && machine.wants_input())
     }
 
-    /// For a graceful stop: the response in progress, or the next one, is the last.
-    pub fn close_after_response(&mut self) {
-        if let Stage::Http1(machine) = &mut self.stage {
-            machine.close_after_response();
+    /// For a graceful stop: the response in progress, or the next one, is the last. In HTTP/2 the client
+    /// is told to open no more streams; the connection ends with the last of them.
+    pub fn close_after_response(&mut self, out: &mut Vec<u8>) {
+        match &mut self.stage {
+            Stage::Http1(machine) => machine.close_after_response(),
+            Stage::Http2(stack) => stack.machine.say_farewell(out),
+            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => {}
+        }
+    }
+
+    /// The streams that carry WebSockets.
+    pub fn websockets(&self) -> Vec<Slot> {
+        match &self.stage {
+            Stage::WebSocket(_) => vec![Slot::ONLY],
+            Stage::Http2(stack) => stack.open_tunnels().map(|(slot, _)| Slot::new(slot)).collect(),
+            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => Vec::new(),
+        }
+    }
+
+    /// The streams of HTTP/2, in the order of their ids.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        let stack = match &self.stage {
+            Stage::Http2(stack) => Some(stack),
+            _ => None,
+        };
+        stack.into_iter().flat_map(|stack| stack.machine.slots().map(Slot::new))
+    }
+
+    /// True for a connection that may carry more than one stream.
+    pub fn is_multiplexed(&self) -> bool {
+        matches!(&self.stage, Stage::Http2(_))
+    }
+
+    /// True if bytes of a stream wait for the client's windows, or for room in the send queue.
+    pub fn has_buffered(&self) -> bool {
+        matches!(&self.stage, Stage::Http2(stack) if stack.machine.has_buffered())
+    }
+
+    /// Adds as much of them as may go now, at most about `room` bytes.
+    pub fn flush(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>, room: usize) {
+        if let Stage::Http2(stack) = &mut self.stage {
+            stack.flush(out, room, environment);
+        }
+    }
+
+    /// The connection goes on after a handoff, perhaps with other settings than before.
+    pub fn on_resume(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        if let Stage::Http2(stack) = &mut self.stage {
+            stack.announce(out, environment);
         }
     }
 
@@ -371,226 +341,5 @@ impl Connection {
     pub fn end(&mut self) {
         self.stage = Stage::Ending;
         self.pending = Vec::new();
-    }
-
-    // ---- Streams. HTTP/1.1 has one, and does not look at the slot.
-
-    /// The protocol's own number of a stream; 0 in HTTP/1.1.
-    pub fn stream_id(&self, _slot: Slot) -> u64 {
-        0
-    }
-
-    /// Where the stream of that number is, while it lives.
-    pub fn slot_of(&self, stream_id: u64) -> Option<Slot> {
-        (stream_id == 0).then_some(Slot::ONLY)
-    }
-
-    /// Bytes that a stream may still queue, where its connection may queue `free`.
-    pub fn room(&self, _slot: Slot, free: usize) -> usize {
-        free
-    }
-
-    // ---- What the service does. `None`/`false` where it makes no sense in this stage.
-
-    /// A whole response.
-    pub fn respond(
-        &mut self,
-        _slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        body: &[u8],
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        let done = machine.respond(out, status, headers, body, environment.date).is_ok();
-        self.after_response();
-        done
-    }
-
-    /// Head of a response.
-    pub fn start_response(
-        &mut self,
-        _slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        length: http1::BodyLength,
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        machine.start_response(out, status, headers, length, environment.date).is_ok()
-    }
-
-    /// A piece of the response body.
-    pub fn write_body(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        machine.write_body(out, bytes).is_ok()
-    }
-
-    /// End of the response body.
-    pub fn finish_response(&mut self, _slot: Slot, out: &mut Vec<u8>) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        let finished = machine.finish_response(out).is_ok();
-        self.after_response();
-        finished
-    }
-
-    /// An interim response (RFC 9110 §15.2).
-    pub fn inform(
-        &mut self,
-        _slot: Slot,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        machine.inform(out, status, headers).is_ok()
-    }
-
-    /// End of the response body, with fields behind it where its framing allows that.
-    pub fn finish_response_with(
-        &mut self,
-        _slot: Slot,
-        out: &mut Vec<u8>,
-        trailers: &[(&str, &[u8])],
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        let finished = machine.finish_response_with(out, trailers).is_ok();
-        self.after_response();
-        finished
-    }
-
-    /// Switches to a protocol that the service speaks by itself: [`Event::Tunnel`] and
-    /// [`Connection::write_tunnel`] from now on.
-    pub fn tunnel(
-        &mut self,
-        _slot: Slot,
-        out: &mut Vec<u8>,
-        protocol: &str,
-        headers: &[(&str, &[u8])],
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        if machine.upgrade(out, protocol, headers).is_err() {
-            return false;
-        }
-        self.stage = Stage::Tunnel;
-        true
-    }
-
-    /// Bytes of a tunnel.
-    pub fn write_tunnel(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
-        let is_tunnel = matches!(self.stage, Stage::Tunnel);
-        if is_tunnel {
-            out.extend_from_slice(bytes);
-        }
-        is_tunnel
-    }
-
-    /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
-    /// of the connection tells the peer.
-    pub fn abort(&mut self, _slot: Slot) {
-        self.end();
-    }
-
-    /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
-    pub fn send_continue(&mut self, _slot: Slot, out: &mut Vec<u8>) {
-        if let Stage::Http1(machine) = &mut self.stage {
-            machine.send_continue(out);
-        }
-    }
-
-    /// True when the exchange is over in both directions, so that its session can go.
-    pub fn is_exchange_over(&self, _slot: Slot) -> bool {
-        match &self.stage {
-            Stage::Http1(machine) => !is_responding(machine),
-            Stage::WebSocket(_) | Stage::Tunnel => false,
-            Stage::Ending => true,
-        }
-    }
-
-    /// True while the service owes the head of a response.
-    pub fn is_response_due(&self, _slot: Slot) -> bool {
-        matches!(&self.stage, Stage::Http1(machine)
-            if machine.response_state() == ResponseState::Pending)
-    }
-
-    fn after_response(&mut self) {
-        if let Stage::Http1(machine) = &self.stage
-            && !is_responding(machine)
-            && !machine.keep_alive()
-        {
-            self.end();
-        }
-    }
-
-    /// To be called when the input has been worked through: after the peer's FIN nothing follows the
-    /// last response.
-    pub fn after_input(&mut self) {
-        if let Stage::Http1(machine) = &self.stage
-            && self.receive_end != ReceiveEnd::Open
-            && !is_responding(machine)
-            // Pipelined requests that came before the FIN are answered, too.
-            && self.pending.is_empty()
-        {
-            self.end();
-        }
-    }
-
-    /// Switches to WebSocket.
-    pub fn accept_websocket(
-        &mut self,
-        _slot: Slot,
-        out: &mut Vec<u8>,
-        upgrade: Upgrade,
-        subprotocol: Option<&str>,
-    ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        if upgrade.write_response(machine, out, subprotocol).is_err() {
-            return false;
-        }
-        self.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
-        true
-    }
-
-    /// A WebSocket message.
-    pub fn send_message(
-        &mut self,
-        _slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        kind: MessageKind,
-        payload: &[u8],
-    ) -> bool {
-        let Stage::WebSocket(machine) = &mut self.stage else { return false };
-        if machine.close_sent() {
-            return false;
-        }
-        machine.write_message(out, kind, payload, environment.websocket.deflate_threshold_bytes);
-        true
-    }
-
-    /// Starts the close handshake; the peer's answer, or a deadline, ends the connection.
-    pub fn close_websocket(
-        &mut self,
-        _slot: Slot,
-        out: &mut Vec<u8>,
-        code: u16,
-        reason: &str,
-    ) -> bool {
-        let Stage::WebSocket(machine) = &mut self.stage else { return false };
-        if !machine.close_sent() {
-            machine.write_close(out, Some(code), reason);
-        }
-        true
-    }
-
-    /// The service broke its exchange: the client gets a 500 where that is still possible.
-    pub fn fail_exchange(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
-        if self.is_response_due(slot) {
-            self.respond(slot, environment, out, 500, &[], b"500: the service is at fault\n");
-        }
-        self.close_websocket(slot, out, 1011, "the service is at fault");
-        self.end();
     }
 }

@@ -8,8 +8,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::deadline::Waiting;
+use super::http2::Http2Stack;
+use super::persist_http2::{TAG_HTTP2, TAG_STREAM, TAG_STREAM_WEBSOCKET};
 use super::{Connection, Environment, ReceiveEnd, Stage};
 use crate::proto::http1::{self, Http1, Http1Head, Http1State};
+use crate::proto::http2;
 use crate::proto::tls;
 use crate::proto::websocket::{self, WebSocket, WebSocketHead, WebSocketState};
 use crate::state::{Record, StateError, Writer};
@@ -24,12 +27,21 @@ pub const TAG_HTTP1: u16 = 3;
 pub const TAG_WEBSOCKET: u16 = 4;
 
 /// Every section that this module reads.
-pub const KNOWN_SECTIONS: [u16; 4] = [TAG_CONNECTION, TAG_PENDING, TAG_HTTP1, TAG_WEBSOCKET];
+pub const KNOWN_SECTIONS: [u16; 7] = [
+    TAG_CONNECTION,
+    TAG_PENDING,
+    TAG_HTTP1,
+    TAG_WEBSOCKET,
+    TAG_HTTP2,
+    TAG_STREAM,
+    TAG_STREAM_WEBSOCKET,
+];
 
 const STAGE_HTTP1: u8 = 0;
 const STAGE_WEBSOCKET: u8 = 1;
 const STAGE_ENDING: u8 = 2;
 const STAGE_TUNNEL: u8 = 3;
+const STAGE_HTTP2: u8 = 4;
 
 const RECEIVE_OPEN: u8 = 0;
 const RECEIVE_FIN: u8 = 1;
@@ -49,9 +61,14 @@ struct ConnectionHead {
     waiting: u8,
     receive_end: u8,
     send_is_shut: u8,
+    /// See the `FLAG` constants.
+    flags: u64,
 }
 
-const _: () = assert!(size_of::<ConnectionHead>() == 16);
+const _: () = assert!(size_of::<ConnectionHead>() == 24);
+
+/// Nothing has been received: the version of HTTP is open.
+const FLAG_FRESH: u64 = 1;
 
 /// Why a connection cannot be rebuilt from a record.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +91,9 @@ pub enum RestoreError {
     /// The WebSocket machine.
     #[error(transparent)]
     WebSocket(#[from] websocket::RestoreError),
+    /// The HTTP/2 machine.
+    #[error(transparent)]
+    Http2(#[from] http2::RestoreError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] tls::RestoreError),
@@ -84,6 +104,7 @@ impl Connection {
     pub fn saved_bytes(&self) -> usize {
         let machine: usize = match &self.stage {
             Stage::WebSocket(machine) => machine.save_parts().1.iter().map(|part| part.len()).sum(),
+            Stage::Http2(stack) => stack.saved_bytes(),
             Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
         };
         self.pending.len() + machine
@@ -104,10 +125,12 @@ impl Connection {
                 Stage::WebSocket(_) => STAGE_WEBSOCKET,
                 Stage::Ending => STAGE_ENDING,
                 Stage::Tunnel => STAGE_TUNNEL,
+                Stage::Http2(_) => STAGE_HTTP2,
             },
             waiting: Waiting::ALL.iter().position(|one| *one == self.waiting).unwrap_or(0) as u8,
             receive_end,
             send_is_shut: u8::from(self.send_is_shut),
+            flags: if self.is_fresh { FLAG_FRESH } else { 0 },
         };
         writer.section(TAG_CONNECTION, 1, false, &head, &[]);
         if !self.pending.is_empty() {
@@ -121,6 +144,7 @@ impl Connection {
                 let (head, tail) = machine.save_parts();
                 writer.section(TAG_WEBSOCKET, 1, false, &head, &tail);
             }
+            Stage::Http2(stack) => stack.save(now_ms, writer),
             Stage::Tunnel | Stage::Ending => {}
         }
     }
@@ -147,6 +171,9 @@ impl Connection {
             }
             STAGE_ENDING => Stage::Ending,
             STAGE_TUNNEL => Stage::Tunnel,
+            STAGE_HTTP2 => {
+                Stage::Http2(Box::new(Http2Stack::restore(record, environment, transit_ms)?))
+            }
             _ => return Err(RestoreError::OutOfRange("the stage")),
         };
         let pending = record.section(TAG_PENDING).map_or(&[][..], |section| section.tail());
@@ -174,6 +201,7 @@ impl Connection {
             is_pinged: waiting == Waiting::Pong,
             // Whoever held it says so again when it goes on.
             is_input_held: false,
+            is_fresh: head.flags & FLAG_FRESH != 0,
             receive_end,
             send_is_shut: head.send_is_shut != 0,
         })

@@ -5,7 +5,8 @@
 
 use crate::config::WebSocketOptions;
 use crate::proto::http1::{self, BodyKind, Http1, ResponseError, Version};
-use crate::proto::websocket::handshake::{self, ExtensionValue, Refusal};
+use crate::proto::http2;
+use crate::proto::websocket::handshake::{self, Accept, ExtensionValue, Refusal};
 use crate::proto::websocket::{DeflateOptions, DeflateParams};
 
 /// The head of a request. Borrows the bytes that it arrived in.
@@ -13,6 +14,8 @@ use crate::proto::websocket::{DeflateOptions, DeflateParams};
 pub enum Head<'e> {
     /// HTTP/1.1 and 1.0.
     Http1(http1::Request<'e>),
+    /// HTTP/2.
+    Http2(http2::Request<'e>),
 }
 
 impl Head<'_> {
@@ -20,6 +23,7 @@ impl Head<'_> {
     pub fn method(&self) -> &str {
         match self {
             Head::Http1(request) => request.method,
+            Head::Http2(request) => request.method(),
         }
     }
 
@@ -27,6 +31,7 @@ impl Head<'_> {
     pub fn path(&self) -> &str {
         match self {
             Head::Http1(request) => request.path,
+            Head::Http2(request) => request.path(),
         }
     }
 
@@ -34,6 +39,7 @@ impl Head<'_> {
     pub fn query(&self) -> Option<&str> {
         match self {
             Head::Http1(request) => request.query,
+            Head::Http2(request) => request.query(),
         }
     }
 
@@ -41,6 +47,7 @@ impl Head<'_> {
     pub fn has_body(&self) -> bool {
         match self {
             Head::Http1(request) => request.body != BodyKind::None,
+            Head::Http2(request) => request.has_body(),
         }
     }
 
@@ -48,6 +55,7 @@ impl Head<'_> {
     pub fn expects_continue(&self) -> bool {
         match self {
             Head::Http1(request) => request.expects_continue,
+            Head::Http2(request) => request.expects_continue(),
         }
     }
 
@@ -55,17 +63,15 @@ impl Head<'_> {
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         match self {
             Head::Http1(request) => request.header(name),
+            Head::Http2(request) => request.header(name),
         }
     }
 
     /// Calls back for every field in order.
     pub fn each_header(&self, visit: &mut dyn FnMut(&str, &[u8])) {
         match self {
-            Head::Http1(request) => {
-                for (name, value) in request.headers() {
-                    visit(name, value);
-                }
-            }
+            Head::Http1(request) => request.headers().for_each(|(name, value)| visit(name, value)),
+            Head::Http2(request) => request.headers().for_each(|(name, value)| visit(name, value)),
         }
     }
 }
@@ -89,18 +95,49 @@ pub(super) fn wanted_upgrade(
     }
     let is_http11 = request.version == Version::Http11;
     let accepted = handshake::check(request.method, is_http11, request.headers())?;
-    let deflate = if options.deflate {
-        handshake::negotiate_deflate(accepted.extensions, &DeflateOptions::default())
-    } else {
-        None
-    };
-    Ok(Some(Box::new(Upgrade { accept: accepted.accept, deflate })))
+    Ok(Some(Upgrade::new(accepted, options)))
+}
+
+/// The same for HTTP/2, where the wish is an extended CONNECT (RFC 8441 §5).
+pub(super) fn wanted_tunnel(
+    request: &http2::Request<'_>,
+    options: &WebSocketOptions,
+) -> Result<Option<Box<Upgrade>>, Refusal> {
+    if request.protocol() != Some("websocket") {
+        return Ok(None);
+    }
+    let accepted = handshake::check_extended_connect(request.headers())?;
+    Ok(Some(Upgrade::new(accepted, options)))
 }
 
 impl Upgrade {
+    fn new(accepted: Accept<'_>, options: &WebSocketOptions) -> Box<Self> {
+        let deflate = if options.deflate {
+            handshake::negotiate_deflate(accepted.extensions, &DeflateOptions::default())
+        } else {
+            None
+        };
+        Box::new(Self { accept: accepted.accept, deflate })
+    }
+
     /// The compression that was agreed.
     pub(super) fn deflate(&self) -> Option<DeflateParams> {
         self.deflate.as_ref().map(|(params, _)| *params)
+    }
+
+    /// What the answer says in any version of HTTP.
+    pub(super) fn headers<'a>(
+        &'a self,
+        subprotocol: Option<&'a str>,
+    ) -> arrayvec::ArrayVec<(&'a str, &'a [u8]), 3> {
+        let mut headers = arrayvec::ArrayVec::new();
+        if let Some(subprotocol) = subprotocol {
+            headers.push(("Sec-WebSocket-Protocol", subprotocol.as_bytes()));
+        }
+        if let Some((_, value)) = &self.deflate {
+            headers.push(("Sec-WebSocket-Extensions", value.as_bytes()));
+        }
+        headers
     }
 
     /// Writes the 101.
@@ -110,14 +147,8 @@ impl Upgrade {
         out: &mut Vec<u8>,
         subprotocol: Option<&str>,
     ) -> Result<(), ResponseError> {
-        let mut headers: arrayvec::ArrayVec<(&str, &[u8]), 3> = arrayvec::ArrayVec::new();
-        headers.push(("Sec-WebSocket-Accept", &self.accept));
-        if let Some(subprotocol) = subprotocol {
-            headers.push(("Sec-WebSocket-Protocol", subprotocol.as_bytes()));
-        }
-        if let Some((_, value)) = &self.deflate {
-            headers.push(("Sec-WebSocket-Extensions", value.as_bytes()));
-        }
+        let mut headers = self.headers(subprotocol);
+        headers.insert(0, ("Sec-WebSocket-Accept", &self.accept));
         machine.upgrade(out, "websocket", &headers)
     }
 }

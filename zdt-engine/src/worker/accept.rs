@@ -236,7 +236,7 @@ impl Worker {
         let key = self.insert(entry);
         if self.drain.is_some() {
             // It was queued before the listener closed: one answer, then goodbye.
-            self.entries[key].connection.close_after_response();
+            self.entries[key].connection.close_after_response(&mut Vec::new());
         }
         self.arm_receive(key);
         self.schedule(key);

@@ -93,8 +93,7 @@ impl LogEntry {
         let protocol = match head {
             Head::Http1(request) if request.version == Version::Http10 => 0,
             Head::Http1(_) => 1,
-            #[allow(unreachable_patterns, reason = "a head of another protocol")]
-            _ => 2,
+            Head::Http2(_) => 2,
         };
         Box::new(Self {
             began_ns: sys::monotonic_ns(),

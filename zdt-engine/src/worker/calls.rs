@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::conn::{Environment, Event, Head, Progress, Slot, Upgrade};
+use crate::conn::{Connection, Environment, Event, Head, Progress, Slot, Upgrade};
 use crate::control::{SERVICE_TIME_BUCKETS, WorkerStatus};
 use crate::proto::Input;
 use crate::proto::websocket::MessageKind;
@@ -216,21 +216,18 @@ impl Worker {
             inbox,
             pushable,
             access_log,
+            fields,
             ..
         } = self;
         let entry = &mut entries[key];
         let config = &configure.config;
-        let environment = Environment {
-            limits: &config.limits,
-            websocket: &config.websocket,
-            now_ms: *now_ms,
-            date: date.value(),
-        };
+        let environment = Environment::new(config, *now_ms, date.value());
         let mut calls =
             Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
         let queued = entry.queued();
         while out.len() + queued <= config.limits.send_queue_bytes as usize {
-            let Some((slot, event)) = entry.connection.next_event(input, &environment, out) else {
+            let Some((slot, event)) = entry.connection.next_event(input, &environment, out, fields)
+            else {
                 break;
             };
             let target = Target { key, entry: &mut *entry, slot, out: &mut *out };
@@ -259,6 +256,11 @@ impl Worker {
                 Event::Request(head, upgrade) => {
                     calls.request(target, &head, upgrade, service.as_mut());
                 }
+                Event::AllEnded => {
+                    for mut session in entry.places.clear_all() {
+                        session.on_close();
+                    }
+                }
                 Event::Ended => {
                     calls.log_ended(entry, slot);
                     if let Some(mut session) = entry.places.at(slot).clear() {
@@ -266,6 +268,11 @@ impl Worker {
                     }
                 }
             }
+        }
+        if entry.connection.has_buffered() {
+            let room = config.limits.send_queue_bytes as usize;
+            let room = room.saturating_sub(out.len() + queued);
+            entry.connection.flush(&environment, out, room);
         }
         entry.connection.after_input();
     }
@@ -296,17 +303,12 @@ impl Worker {
         let mut out = self.buffers.take();
         let queued = entry.queued();
         let was_blocked = !entry.connection.wants_input();
-        let environment = Environment {
-            limits: &configure.config.limits,
-            websocket: &configure.config.websocket,
-            now_ms: *now_ms,
-            date: date.value(),
-        };
+        let environment = Environment::new(&configure.config, *now_ms, date.value());
         let mut calls =
             Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
         calls.session(Target { key, entry: &mut *entry, slot, out: &mut out }, call);
         entry.connection.after_input();
-        entry.connection.on_progress(*now_ms, Progress::None, !out.is_empty() || queued > 0);
+        entry.connection.on_progress(&environment, Progress::None, !out.is_empty() || queued > 0);
         let goes_on = was_blocked
             && !entry.paused
             && entry.connection.wants_input()
@@ -318,6 +320,22 @@ impl Worker {
         } else {
             self.settle(key);
         }
+    }
+
+    /// Does something to a connection outside of any input and of any session.
+    pub(super) fn with_connection(
+        &mut self,
+        key: usize,
+        call: impl FnOnce(&mut Connection, &Environment<'_>, &mut Vec<u8>),
+    ) {
+        let mut out = self.buffers.take();
+        let entry = &mut self.entries[key];
+        let environment = Environment::new(&self.configure.config, self.now_ms, self.date.value());
+        call(&mut entry.connection, &environment, &mut out);
+        entry.connection.after_input();
+        let has_unsent = !out.is_empty() || entry.queued() > 0;
+        entry.connection.on_progress(&environment, Progress::None, has_unsent);
+        self.send_output(key, out);
     }
 
     /// Calls every session of a connection.

@@ -2,7 +2,7 @@
 //!
 //! Must not know: why the worker ends.
 
-use crate::conn::{Progress, Slot};
+use crate::conn::Slot;
 use crate::control::FromWorker;
 
 use super::Worker;
@@ -14,8 +14,8 @@ const CLOSING_PERCENT: u64 = 80;
 /// A drain in progress.
 pub struct Drain {
     deadline_ms: u64,
-    /// WebSockets to close, the first at `next_close_ms`, then one every `interval_us`.
-    to_close: Vec<usize>,
+    /// WebSockets to close, the last one first, the first at `next_close_ms`, then one every `interval_us`.
+    to_close: Vec<(usize, Slot)>,
     next_close_us: u64,
     interval_us: u64,
     code: u16,
@@ -34,14 +34,19 @@ impl Worker {
         let keys: Vec<usize> = self.entries.iter().map(|(key, _)| key).collect();
         for key in keys {
             let entry = &mut self.entries[key];
+            let websockets = entry.connection.websockets();
             if entry.connection.is_idle_http() && entry.moving == Moving::No {
-                entry.connection.end();
-                entry.connection.on_progress(self.now_ms, Progress::None, entry.queued() > 0);
-                self.settle(key);
-            } else if matches!(entry.connection.protocol(), "websocket" | "tunnel") {
-                to_close.push(key);
+                self.with_connection(key, |connection, _, _| connection.end());
+            } else if entry.connection.protocol() == "tunnel" {
+                to_close.push((key, Slot::ONLY));
+            } else if !websockets.is_empty() {
+                // An HTTP/2 client is told of the end with the first of them: some give their
+                // WebSockets up as soon as they hear of it.
+                to_close.extend(websockets.into_iter().map(|slot| (key, slot)));
             } else {
-                entry.connection.close_after_response();
+                self.with_connection(key, |connection, _, out| {
+                    connection.close_after_response(out)
+                });
             }
         }
         let start_ms = if close_websockets { 0 } else { timeout_ms * CLOSING_PERCENT / 100 };
@@ -76,15 +81,15 @@ impl Worker {
         let now_us = self.now_ms * 1_000;
         let mut due = Vec::new();
         while drain.next_close_us <= now_us
-            && let Some(key) = drain.to_close.pop()
+            && let Some(one) = drain.to_close.pop()
         {
-            due.push(key);
+            due.push(one);
             drain.next_close_us += drain.interval_us;
         }
         let code = drain.code;
         let is_over = self.now_ms >= drain.deadline_ms;
-        for key in due {
-            self.close_websocket(key, code);
+        for (key, slot) in due {
+            self.close_websocket(key, slot, code);
         }
         let on_offer = self.entries.iter().any(|(_, e)| matches!(e.moving, Moving::Offered { .. }));
         if (self.entries.is_empty() && self.accepts_are_over()) || (is_over && !on_offer) {
@@ -101,18 +106,15 @@ impl Worker {
         }
     }
 
-    fn close_websocket(&mut self, key: usize, code: u16) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        if !entry.is_served() {
-            return;
-        }
+    fn close_websocket(&mut self, key: usize, slot: Slot, code: u16) {
+        let Some(entry) = self.entries.get(key).filter(|entry| entry.is_served()) else { return };
         if entry.connection.protocol() == "tunnel" {
             return self.close_tunnel(key);
         }
-        let mut out = self.buffers.take();
-        entry.connection.close_websocket(Slot::ONLY, &mut out, code, "going away");
-        entry.connection.on_progress(self.now_ms, Progress::None, true);
-        self.send_output(key, out);
+        self.with_connection(key, |connection, environment, out| {
+            connection.close_websocket(slot, environment, out, code, "going away");
+            connection.close_after_response(out);
+        });
     }
 
     /// The reload is over; this worker goes on without channels, or drains.

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use crate::conn::{Connection, Environment, Slot, Upgrade};
-use crate::proto::{http1, websocket::MessageKind};
+use crate::conn::{self, Connection, Environment, Slot, Upgrade};
+use crate::proto::websocket::MessageKind;
 use crate::service::{Actions, BodyLength, ConnectionId, PushSink, StreamId, WorkerInfo};
 
 use super::inbox::Inbox;
@@ -71,8 +71,8 @@ impl Actions for Exchange<'_> {
             self.connection.send_continue(self.slot, self.out);
         }
         let length = match length {
-            BodyLength::Known(bytes) => http1::BodyLength::Known(bytes),
-            BodyLength::Unknown => http1::BodyLength::Chunked,
+            BodyLength::Known(bytes) => conn::BodyLength::Known(bytes),
+            BodyLength::Unknown => conn::BodyLength::Unknown,
         };
         let done = self.connection.start_response(
             self.slot,
@@ -87,7 +87,7 @@ impl Actions for Exchange<'_> {
 
     fn write_body(&mut self, bytes: &[u8]) {
         self.body_bytes += bytes.len() as u64;
-        let done = self.connection.write_body(self.slot, self.out, bytes);
+        let done = self.connection.write_body(self.slot, &self.environment, self.out, bytes);
         self.check(done, "body bytes outside a response, or more than announced");
     }
 
@@ -117,19 +117,23 @@ impl Actions for Exchange<'_> {
     }
 
     fn abort(&mut self) {
-        self.connection.abort(self.slot);
+        self.connection.abort(self.slot, self.out);
     }
 
     fn hold_input(&mut self, is_held: bool) {
-        self.connection.hold_input(is_held);
+        self.connection.hold_input(self.slot, &self.environment, self.out, is_held);
     }
 
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         self.status = Some(101);
         let done = match self.upgrade.take() {
-            Some(upgrade) => {
-                self.connection.accept_websocket(self.slot, self.out, *upgrade, subprotocol)
-            }
+            Some(upgrade) => self.connection.accept_websocket(
+                self.slot,
+                &self.environment,
+                self.out,
+                &upgrade,
+                subprotocol,
+            ),
             None => false,
         };
         self.check(done, "a WebSocket accepted that nobody asked for");
@@ -146,7 +150,8 @@ impl Actions for Exchange<'_> {
 
     fn close_websocket(&mut self, code: u16, reason: &str) {
         self.has_failed |= code == 1011;
-        let done = self.connection.close_websocket(self.slot, self.out, code, reason);
+        let done =
+            self.connection.close_websocket(self.slot, &self.environment, self.out, code, reason);
         self.check(done, "a WebSocket closed where there is none");
     }
 
@@ -157,7 +162,11 @@ impl Actions for Exchange<'_> {
 
     fn room(&self) -> usize {
         let bound = self.environment.limits.send_queue_bytes as usize;
-        self.connection.room(self.slot, bound.saturating_sub(self.queued + self.out.len()))
+        self.connection.room(
+            self.slot,
+            &self.environment,
+            bound.saturating_sub(self.queued + self.out.len()),
+        )
     }
 
     fn want_room(&mut self) {

@@ -112,12 +112,7 @@ impl Worker {
 
     fn on_arrival(&mut self, index: usize, arrival: Arrival) {
         let Arrival { sequence, socket, upstreams, record: mut bytes } = arrival;
-        let environment = Environment {
-            limits: &self.configure.config.limits,
-            websocket: &self.configure.config.websocket,
-            now_ms: self.now_ms,
-            date: &[],
-        };
+        let environment = Environment::new(&self.configure.config, self.now_ms, &[]);
         let restored = if fault_point!("adopt.refuse") {
             Err("fault-point")
         } else {
@@ -188,6 +183,11 @@ impl Worker {
             return;
         }
         self.send_unsent(key);
+        if self.entries[key].connection.is_multiplexed() {
+            self.with_connection(key, |connection, environment, out| {
+                connection.on_resume(environment, out);
+            });
+        }
         self.with_every_session(key, |session, context| session.on_resume(context));
         if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);

@@ -54,6 +54,7 @@ use slab::Slab;
 
 use crate::control::{Configure, WorkerStatus};
 use crate::handoff::Channel;
+use crate::proto::hpack::Fields;
 use crate::service::{Service, WorkerInfo};
 use crate::shm::scoreboard::{LoadMap, Scoreboard, SlotFigures};
 use crate::state;
@@ -78,6 +79,8 @@ struct Worker {
     configure: Configure,
     info: WorkerInfo,
     service: Box<dyn Service>,
+    /// Memory for the header fields of the request that is just being looked at.
+    fields: Fields,
     entries: Slab<Entry>,
     timers: Timers,
     buffers: BufferPool,

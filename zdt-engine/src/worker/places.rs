@@ -23,7 +23,8 @@ pub struct Place {
 }
 
 impl Place {
-    const EMPTY: Self =
+    /// Nobody is there.
+    pub const EMPTY: Self =
         Self { session: None, timer_due_ms: u64::MAX, wants_room: false, log: None };
 
     /// The stream has ended: nothing is kept, nothing is waited for.

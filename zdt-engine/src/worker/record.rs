@@ -11,12 +11,13 @@ use zeroize::Zeroize;
 
 use crate::conn::{self, Connection, Environment, Slot, TAG_TLS, TAG_TLS_INCOMING, Transport};
 use crate::proto::tls::TlsHead;
-use crate::service::{Busy, SavedSession, Service};
+use crate::service::{Busy, SavedSession, Service, Session};
 use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
 use crate::sys;
 
 use super::access_log::{LogEntry, TAG_LOG};
 use super::entry::Entry;
+use super::places::Place;
 use super::preface::{Preface, TAG_PREFACE};
 
 /// Identity, peer, timer.
@@ -26,18 +27,25 @@ const TAG_UNSENT: u16 = 17;
 /// The session: kind, then what it saved.
 const TAG_SESSION: u16 = 18;
 
-const KNOWN_SECTIONS: [u16; 11] = {
-    let [a, b, c, d] = conn::KNOWN_SECTIONS;
+/// The session of one stream of HTTP/2: kind, then what it saved.
+const TAG_STREAM_SESSION: u16 = 20;
+
+const KNOWN_SECTIONS: [u16; 15] = {
+    let [a, b, c, d, e, f, g] = conn::KNOWN_SECTIONS;
     [
         a,
         b,
         c,
         d,
+        e,
+        f,
+        g,
         TAG_TLS,
         TAG_TLS_INCOMING,
         TAG_ENTRY,
         TAG_UNSENT,
         TAG_SESSION,
+        TAG_STREAM_SESSION,
         TAG_PREFACE,
         TAG_LOG,
     ]
@@ -72,6 +80,21 @@ struct SessionHead {
     kind_bytes: u16,
     version: u16,
 }
+
+/// Fixed part of [`TAG_STREAM_SESSION`]; the tail is that of [`TAG_SESSION`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct StreamSessionHead {
+    stream: u64,
+    /// Until the session's timer is due.
+    timer_remaining_ms: u64,
+    kind_bytes: u16,
+    version: u16,
+    flags: u16,
+    padding: u16,
+}
+
+const _: () = assert!(size_of::<StreamSessionHead>() == 24);
 
 /// Why a record is refused.
 #[derive(Debug, thiserror::Error)]
@@ -130,37 +153,50 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
         SocketAddr::V4(peer) => (peer.ip().to_ipv6_mapped().octets(), 0, 0),
         SocketAddr::V6(peer) => (peer.ip().octets(), peer.scope_id(), FLAG_IPV6),
     };
-    let only = entry.places.only();
-    let has_timer = only.timer_due_ms != u64::MAX;
+    // The sessions of HTTP/2 have sections of their own.
+    let only = if entry.connection.is_multiplexed() { &Place::EMPTY } else { entry.places.only() };
+    let (timer_remaining_ms, waits) = wishes(only, now_ms);
     let head = EntryHead {
         id: entry.id,
-        timer_remaining_ms: if has_timer { only.timer_due_ms.saturating_sub(now_ms) } else { 0 },
+        timer_remaining_ms,
         peer_address,
         peer_scope: scope,
         peer_port: entry.peer.port(),
-        flags: is_ipv6
-            | if has_timer { FLAG_TIMER } else { 0 }
-            | if only.wants_room { FLAG_WANTS_ROOM } else { 0 },
+        flags: is_ipv6 | waits,
     };
     writer.section(TAG_ENTRY, 1, false, &head, &[]);
     if let Some(preface) = &entry.preface {
         preface.save(now_ms, &mut writer);
     }
-    if let Some(log) = &entry.places.only().log {
+    if let Some(log) = &only.log {
         log.save(now_ms, &mut writer);
     }
     if !entry.unsent.is_empty() {
         writer.section(TAG_UNSENT, 1, false, &[0u8; 0], &[&entry.unsent]);
     }
-    if let Some(session) = &only.session {
-        let mut saved = Vec::new();
-        session.save(&mut saved)?;
-        if variable_bytes(entry) + saved.len() > MAX_VARIABLE_BYTES {
-            return Err(Busy("record-too-large"));
+    let mut bytes_in_all = variable_bytes(entry);
+    if entry.connection.is_multiplexed() {
+        // By their streams' ids: slots are given anew where the connection is restored.
+        for slot in entry.connection.slots() {
+            let Some(place) = entry.places.get(slot) else { continue };
+            let (timer_remaining_ms, flags) = wishes(place, now_ms);
+            write_session(place, &mut bytes_in_all, |kind, version, saved| {
+                let head = StreamSessionHead {
+                    stream: entry.connection.stream_id(slot),
+                    timer_remaining_ms,
+                    kind_bytes: kind.len() as u16,
+                    version,
+                    flags,
+                    padding: 0,
+                };
+                writer.section(TAG_STREAM_SESSION, 1, false, &head, &[kind.as_bytes(), saved]);
+            })?;
         }
-        let kind = session.kind();
-        let head = SessionHead { kind_bytes: kind.len() as u16, version: session.version() };
-        writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), &saved]);
+    } else {
+        write_session(only, &mut bytes_in_all, |kind, version, saved| {
+            let head = SessionHead { kind_bytes: kind.len() as u16, version };
+            writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), saved]);
+        })?;
     }
     writer.finish_unchecked(format);
     Ok(())
@@ -170,6 +206,31 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
 pub fn wipe(bytes: &mut [u8]) {
     let front = state::ENVELOPE_BYTES + state::SECTION_HEADER_BYTES + size_of::<TlsHead>();
     bytes.iter_mut().take(front).for_each(Zeroize::zeroize);
+}
+
+/// What a session waits for: until its timer is due, and flags.
+fn wishes(place: &Place, now_ms: u64) -> (u64, u16) {
+    let has_timer = place.timer_due_ms != u64::MAX;
+    let remaining_ms = if has_timer { place.timer_due_ms.saturating_sub(now_ms) } else { 0 };
+    let timer = if has_timer { FLAG_TIMER } else { 0 };
+    (remaining_ms, timer | if place.wants_room { FLAG_WANTS_ROOM } else { 0 })
+}
+
+/// Saves the session of a place, if it has one, unless the record becomes too large by it.
+fn write_session(
+    place: &Place,
+    bytes_in_all: &mut usize,
+    write: impl FnOnce(&'static str, u16, &[u8]),
+) -> Result<(), Busy> {
+    let Some(session) = &place.session else { return Ok(()) };
+    let mut saved = Vec::new();
+    session.save(&mut saved)?;
+    *bytes_in_all += saved.len();
+    if *bytes_in_all > MAX_VARIABLE_BYTES {
+        return Err(Busy("record-too-large"));
+    }
+    write(session.kind(), session.version(), &saved);
+    Ok(())
 }
 
 /// What a record may have beside its fixed parts; a reader refuses more than
@@ -245,12 +306,8 @@ pub fn restore_at(
     };
     let mut entry = Entry::new(None, head.id, peer, connection, environment.now_ms);
     entry.transport = Transport::restore(&record)?;
-    let only = entry.places.at(Slot::ONLY);
-    if head.flags & FLAG_TIMER != 0 {
-        let remaining_ms = head.timer_remaining_ms.saturating_sub(transit_ms);
-        only.timer_due_ms = environment.now_ms.saturating_add(remaining_ms);
-    }
-    only.wants_room = head.flags & FLAG_WANTS_ROOM != 0;
+    let since = Since { now_ms: environment.now_ms, transit_ms };
+    entry.places.at(Slot::ONLY).restore_wishes(head.timer_remaining_ms, head.flags, &since);
     entry.places.at(Slot::ONLY).log = LogEntry::restore(&record, environment.now_ms, transit_ms)?;
     entry.preface = Preface::restore(&record, environment.now_ms, transit_ms)?.map(Box::new);
     if let Some(section) = record.section(TAG_UNSENT) {
@@ -261,17 +318,53 @@ pub fn restore_at(
     }
     if let Some(section) = record.section(TAG_SESSION) {
         let head: SessionHead = section.head();
-        let (kind, bytes) = section
-            .tail()
-            .split_at_checked(usize::from(head.kind_bytes))
-            .ok_or(RestoreError::OutOfRange("the session's kind"))?;
-        let kind = std::str::from_utf8(kind)
-            .map_err(|_| RestoreError::OutOfRange("the session's kind"))?;
-        let saved = SavedSession { kind, version: head.version, bytes };
-        entry.places.at(Slot::ONLY).session = Some(service.restore(&saved)?);
+        let session = restore_session(section.tail(), head.kind_bytes, head.version, service)?;
+        entry.places.at(Slot::ONLY).session = Some(session);
+    }
+    for section in record.sections().filter(|section| section.tag() == TAG_STREAM_SESSION) {
+        let head: StreamSessionHead = section.head();
+        let slot = entry
+            .connection
+            .slot_of(head.stream)
+            .filter(|slot| !entry.connection.is_exchange_over(*slot))
+            .ok_or(RestoreError::OutOfRange("the stream of a session"))?;
+        let session = restore_session(section.tail(), head.kind_bytes, head.version, service)?;
+        let place = entry.places.at(slot);
+        place.session = Some(session);
+        place.restore_wishes(head.timer_remaining_ms, head.flags, &since);
     }
     entry.frozen_ns = record.freeze().boottime_ns;
     Ok(Restored(entry))
+}
+
+/// How old a record is.
+struct Since {
+    now_ms: u64,
+    transit_ms: u64,
+}
+
+impl Place {
+    fn restore_wishes(&mut self, timer_remaining_ms: u64, flags: u16, since: &Since) {
+        if flags & FLAG_TIMER != 0 {
+            let remaining_ms = timer_remaining_ms.saturating_sub(since.transit_ms);
+            self.timer_due_ms = since.now_ms.saturating_add(remaining_ms);
+        }
+        self.wants_room = flags & FLAG_WANTS_ROOM != 0;
+    }
+}
+
+fn restore_session(
+    tail: &[u8],
+    kind_bytes: u16,
+    version: u16,
+    service: &mut dyn Service,
+) -> Result<Box<dyn Session>, RestoreError> {
+    let (kind, bytes) = tail
+        .split_at_checked(usize::from(kind_bytes))
+        .ok_or(RestoreError::OutOfRange("the session's kind"))?;
+    let kind =
+        std::str::from_utf8(kind).map_err(|_| RestoreError::OutOfRange("the session's kind"))?;
+    Ok(service.restore(&SavedSession { kind, version, bytes })?)
 }
 
 /// For the bench: one idle WebSocket with that many buffered bytes.
@@ -301,12 +394,7 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
 impl RoundTrip {
     /// Restores any bytes; true if they were a valid record, which is kept then.
     pub fn try_restore(&mut self, bytes: &[u8]) -> bool {
-        let environment = Environment {
-            limits: &self.config.limits,
-            websocket: &self.config.websocket,
-            now_ms: 0,
-            date: &[],
-        };
+        let environment = Environment::new(&self.config, 0, &[]);
         match restore(bytes, Integrity::Unknown, &environment, &mut self.service) {
             Ok(connection) => {
                 self.connection = connection;
@@ -322,12 +410,7 @@ impl RoundTrip {
         record.clear();
         self.connection.save(state::FORMAT_WRITES.newest, 0, record).expect("never busy");
         state::set_checksum(record);
-        let environment = Environment {
-            limits: &self.config.limits,
-            websocket: &self.config.websocket,
-            now_ms: 0,
-            date: &[],
-        };
+        let environment = Environment::new(&self.config, 0, &[]);
         let restored = restore(record, Integrity::Unknown, &environment, &mut self.service);
         self.connection = restored.expect("a record of its own");
         record.len()

@@ -119,12 +119,7 @@ impl Worker {
         if self.entries[key].transport.is_secret() && !self.configure.config.state.encryption {
             return Err("ring-not-encrypted");
         }
-        let environment = Environment {
-            limits: &self.configure.config.limits,
-            websocket: &self.configure.config.websocket,
-            now_ms,
-            date: &[],
-        };
+        let environment = Environment::new(&self.configure.config, now_ms, &[]);
         let service = self.service.as_mut();
         let restored = record::restore_at(
             first,

@@ -248,6 +248,7 @@ impl Worker {
             info,
             configure,
             service,
+            fields: crate::proto::hpack::Fields::default(),
             entries: Slab::new(),
             timers: Timers::default(),
             buffers: BufferPool::default(),

@@ -8,7 +8,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::config::TlsConfig;
-use crate::conn::{Progress, ReceiveEnd, Transport};
+use crate::conn::{Environment, Progress, ReceiveEnd, Transport};
 use crate::credentials::{Credentials, TicketRing};
 use crate::proto::tls::{End, Error, Server, Step, TicketKey, Tickets};
 use crate::sys;
@@ -193,7 +193,8 @@ impl Worker {
         entry.connection.end();
         self.end_sessions(key);
         let entry = &mut self.entries[key];
-        entry.connection.on_progress(self.now_ms, Progress::None, entry.queued() > 0);
+        let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+        entry.connection.on_progress(&environment, Progress::None, entry.queued() > 0);
         self.settle(key);
     }
 

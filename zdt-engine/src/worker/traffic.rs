@@ -132,7 +132,8 @@ impl Worker {
             entry.connection.keep(input.peek());
         }
         let has_unsent = !out.is_empty() || entry.queued() > 0;
-        entry.connection.on_progress(self.now_ms, Progress::Received, has_unsent);
+        let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+        entry.connection.on_progress(&environment, Progress::Received, has_unsent);
         self.send_output(key, out);
     }
 
@@ -154,7 +155,8 @@ impl Worker {
         let entry = &mut self.entries[key];
         let has_unsent = !out.is_empty() || entry.queued() > 0;
         let progress = if progress { Progress::Received } else { Progress::None };
-        entry.connection.on_progress(self.now_ms, progress, has_unsent);
+        let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+        entry.connection.on_progress(&environment, progress, has_unsent);
         self.send_output(key, out);
     }
 
@@ -250,8 +252,25 @@ impl Worker {
         self.send_unsent(key);
         let entry = &mut self.entries[key];
         let progress = if sent > 0 { Progress::Sent } else { Progress::None };
-        entry.connection.on_progress(self.now_ms, progress, entry.queued() > 0);
+        let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+        entry.connection.on_progress(&environment, progress, entry.queued() > 0);
+        self.flush_streams(key);
         self.give_room(key);
+    }
+
+    /// Output has left: what waits behind it on HTTP/2's streams follows.
+    fn flush_streams(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let bound = self.configure.config.limits.send_queue_bytes as usize;
+        let queued = entry.queued();
+        if queued > bound / 2 || !entry.is_served() || !entry.connection.has_buffered() {
+            return;
+        }
+        let mut out = self.buffers.take();
+        let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+        entry.connection.flush(&environment, &mut out, bound - queued);
+        entry.connection.after_input();
+        self.queue_output(key, out);
     }
 
     /// Output has left: the sessions that wait for room get their turn, or what is due is done.
@@ -265,6 +284,10 @@ impl Worker {
             && let Some(slot) = entry.places.wanting_room(from)
         {
             from = slot.next();
+            let environment = Environment::new(&self.configure.config, self.now_ms, b"");
+            if !entry.connection.has_room(slot, &environment) {
+                continue;
+            }
             entry.places.at(slot).wants_room = false;
             self.with_session(key, slot, |session, context| session.on_room(context));
         }
@@ -341,12 +364,7 @@ impl Worker {
     /// Makes sure that the timers ask for this connection in time.
     pub(super) fn schedule(&mut self, key: usize) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let environment = Environment {
-            limits: &self.configure.config.limits,
-            websocket: &self.configure.config.websocket,
-            now_ms: self.now_ms,
-            date: &[],
-        };
+        let environment = Environment::new(&self.configure.config, self.now_ms, &[]);
         let due = entry.connection.deadline_ms(&environment).unwrap_or(u64::MAX);
         let due = due.min(entry.places.timer_due_ms());
         let due = due.min(entry.preface.as_ref().map_or(u64::MAX, |preface| preface.deadline_ms));
@@ -384,12 +402,12 @@ impl Worker {
             return;
         };
         let mut out = self.buffers.take();
-        let environment = Environment {
-            limits: &self.configure.config.limits,
-            websocket: &self.configure.config.websocket,
-            now_ms: self.now_ms,
-            date: self.date.value(),
-        };
+        let environment = Environment::new(&self.configure.config, self.now_ms, self.date.value());
+        while let Some(slot) = entry.connection.overdue_stream(&environment, &mut out) {
+            if let Some(mut session) = entry.places.at(slot).clear() {
+                session.on_close();
+            }
+        }
         match entry.connection.on_deadline(&environment, &mut out) {
             Overdue::Drop => {
                 self.buffers.give(out);

@@ -15,7 +15,7 @@ const UPGRADE: &str = "GET /ws/echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 /// A masked client frame (RFC 6455 §5.2).
-fn frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
+pub fn frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut bytes = vec![first_byte];
     match payload.len() {
@@ -50,7 +50,7 @@ fn read_all(mut stream: &TcpStream) -> Vec<u8> {
 /// Plays `script` on one connection for every place where it can be cut: the first part is sent to
 /// blue, everything moves to green, the second part is sent there. All answers must be the same.
 /// `step` cuts at every so-many-th byte; `decode` makes answers comparable.
-fn check_every_cut(script: &[u8], step: usize, decode: fn(&[u8]) -> Vec<u8>) {
+pub fn check_every_cut(script: &[u8], step: usize, decode: fn(&[u8]) -> Vec<u8>) {
     let mut blue = TestWorker::spawn(1);
     let address = blue.listen();
     let expected = {

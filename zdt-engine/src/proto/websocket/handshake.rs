@@ -70,6 +70,93 @@ impl Refusal {
     };
 }
 
+/// What the header fields say, whatever they are for.
+struct Wish<'h> {
+    upgrades: bool,
+    connection_upgrades: bool,
+    key: Option<&'h [u8]>,
+    version: Option<&'h [u8]>,
+    has_body: bool,
+    origin: Option<&'h [u8]>,
+    subprotocols: ArrayVec<&'h str, MAX_SUBPROTOCOLS>,
+    extension_lines: ArrayVec<&'h [u8], MAX_EXTENSION_LINES>,
+}
+
+impl<'h> Wish<'h> {
+    fn read<N: AsRef<[u8]>>(
+        headers: impl IntoIterator<Item = (N, &'h [u8])>,
+    ) -> Result<Self, Refusal> {
+        let mut wish = Self {
+            upgrades: false,
+            connection_upgrades: false,
+            key: None,
+            version: None,
+            has_body: false,
+            origin: None,
+            subprotocols: ArrayVec::new(),
+            extension_lines: ArrayVec::new(),
+        };
+        for (name, value) in headers {
+            let is = |wanted: &str| name.as_ref().eq_ignore_ascii_case(wanted.as_bytes());
+            if is("upgrade") {
+                wish.upgrades |= has_token(value, b"websocket");
+            } else if is("connection") {
+                wish.connection_upgrades |= has_token(value, b"upgrade");
+            } else if is("sec-websocket-key") {
+                if wish.key.replace(value.trim_ascii()).is_some() {
+                    return Err(Refusal::bad_request("more than one Sec-WebSocket-Key"));
+                }
+            } else if is("sec-websocket-version") {
+                if wish.version.replace(value.trim_ascii()).is_some() {
+                    return Err(Refusal::bad_request("more than one Sec-WebSocket-Version"));
+                }
+            } else if is("sec-websocket-protocol") {
+                for protocol in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    // Empty elements of a list are to be ignored (RFC 9110 §5.6.1).
+                    if protocol.is_empty() {
+                        continue;
+                    }
+                    let protocol = std::str::from_utf8(protocol).ok().filter(|text| is_token(text));
+                    let Some(protocol) = protocol else {
+                        return Err(Refusal::bad_request("malformed Sec-WebSocket-Protocol"));
+                    };
+                    if !wish.subprotocols.is_full() {
+                        wish.subprotocols.push(protocol);
+                    }
+                }
+            } else if is("sec-websocket-extensions") {
+                // RFC 6455 §9.1: malformed data fails the connection.
+                if extensions(value).any(|extension| extension.is_err()) {
+                    return Err(Refusal::bad_request("malformed Sec-WebSocket-Extensions"));
+                }
+                if !wish.extension_lines.is_full() {
+                    wish.extension_lines.push(value);
+                }
+            } else if is("origin") {
+                wish.origin = Some(value.trim_ascii());
+            } else if is("content-length") {
+                wish.has_body |= value.trim_ascii() != b"0";
+            } else if is("transfer-encoding") {
+                wish.has_body = true;
+            }
+        }
+        Ok(wish)
+    }
+
+    fn check_version(&self) -> Result<(), Refusal> {
+        match self.version {
+            Some(b"13") => Ok(()),
+            Some(_) => Err(Refusal::VERSION),
+            None => Err(Refusal::bad_request("Sec-WebSocket-Version is missing")),
+        }
+    }
+
+    fn accepted(self, accept: [u8; 28]) -> Accept<'h> {
+        let Self { subprotocols, extension_lines: extensions, origin, .. } = self;
+        Accept { accept, subprotocols, extensions, origin }
+    }
+}
+
 /// Checks a request to a WebSocket resource (RFC 6455 §4.2.1). `http11`: its version is HTTP/1.1 or
 /// later. `headers`: all header fields, names in any case. The `Host` field is HTTP's business.
 pub fn check<'h, N: AsRef<[u8]>>(
@@ -77,80 +164,36 @@ pub fn check<'h, N: AsRef<[u8]>>(
     http11: bool,
     headers: impl IntoIterator<Item = (N, &'h [u8])>,
 ) -> Result<Accept<'h>, Refusal> {
-    let mut upgrades = false;
-    let mut connection_upgrades = false;
-    let mut key = None;
-    let mut version = None;
-    let mut has_body = false;
-    let mut origin = None;
-    let mut subprotocols = ArrayVec::new();
-    let mut extension_lines = ArrayVec::new();
-    for (name, value) in headers {
-        let is = |wanted: &str| name.as_ref().eq_ignore_ascii_case(wanted.as_bytes());
-        if is("upgrade") {
-            upgrades |= has_token(value, b"websocket");
-        } else if is("connection") {
-            connection_upgrades |= has_token(value, b"upgrade");
-        } else if is("sec-websocket-key") {
-            if key.replace(value.trim_ascii()).is_some() {
-                return Err(Refusal::bad_request("more than one Sec-WebSocket-Key"));
-            }
-        } else if is("sec-websocket-version") {
-            if version.replace(value.trim_ascii()).is_some() {
-                return Err(Refusal::bad_request("more than one Sec-WebSocket-Version"));
-            }
-        } else if is("sec-websocket-protocol") {
-            for protocol in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                // Empty elements of a list are to be ignored (RFC 9110 §5.6.1).
-                if protocol.is_empty() {
-                    continue;
-                }
-                let protocol = std::str::from_utf8(protocol).ok().filter(|text| is_token(text));
-                let Some(protocol) = protocol else {
-                    return Err(Refusal::bad_request("malformed Sec-WebSocket-Protocol"));
-                };
-                if !subprotocols.is_full() {
-                    subprotocols.push(protocol);
-                }
-            }
-        } else if is("sec-websocket-extensions") {
-            // RFC 6455 §9.1: malformed data fails the connection.
-            if extensions(value).any(|extension| extension.is_err()) {
-                return Err(Refusal::bad_request("malformed Sec-WebSocket-Extensions"));
-            }
-            if !extension_lines.is_full() {
-                extension_lines.push(value);
-            }
-        } else if is("origin") {
-            origin = Some(value.trim_ascii());
-        } else if is("content-length") {
-            has_body |= value.trim_ascii() != b"0";
-        } else if is("transfer-encoding") {
-            has_body = true;
-        }
-    }
+    let wish = Wish::read(headers)?;
     if method != "GET" {
         return Err(Refusal::METHOD);
     }
-    if !http11 || !upgrades || !connection_upgrades {
+    if !http11 || !wish.upgrades || !wish.connection_upgrades {
         return Err(Refusal::NO_UPGRADE);
     }
-    match version {
-        Some(b"13") => {}
-        Some(_) => return Err(Refusal::VERSION),
-        None => return Err(Refusal::bad_request("Sec-WebSocket-Version is missing")),
-    }
-    let Some(key) = key else {
+    wish.check_version()?;
+    let Some(key) = wish.key else {
         return Err(Refusal::bad_request("Sec-WebSocket-Key is missing"));
     };
     let mut nonce = [0; 18];
     if key.len() != 24 || BASE64.decode_slice(key, &mut nonce) != Ok(16) {
         return Err(Refusal::bad_request("malformed Sec-WebSocket-Key"));
     }
-    if has_body {
+    if wish.has_body {
         return Err(Refusal::bad_request("an opening handshake has no body"));
     }
-    Ok(Accept { accept: accept_key(key), subprotocols, extensions: extension_lines, origin })
+    let accept = accept_key(key);
+    Ok(wish.accepted(accept))
+}
+
+/// Checks the fields of an extended CONNECT for the protocol `websocket` (RFC 8441 §5): there is no key
+/// to be answered, so [`Accept::accept`] means nothing.
+pub fn check_extended_connect<'h, N: AsRef<[u8]>>(
+    headers: impl IntoIterator<Item = (N, &'h [u8])>,
+) -> Result<Accept<'h>, Refusal> {
+    let wish = Wish::read(headers)?;
+    wish.check_version()?;
+    Ok(wish.accepted([0; 28]))
 }
 
 /// The value of `Sec-WebSocket-Accept` for a client's key (RFC 6455 §4.2.2).

@@ -1,0 +1,364 @@
+//! What the service does to one stream of a connection. `false` where it makes no sense at that stage.
+//!
+//! HTTP/1.1 has one stream, and does not look at the slot.
+//!
+//! Must not know: the service.
+
+use super::{Connection, Environment, ReceiveEnd, Slot, Stage, Upgrade, is_responding};
+use crate::proto::http1::ResponseState;
+use crate::proto::websocket::{MessageKind, WebSocket};
+use crate::proto::{http1, http2};
+
+/// Length of a response body, known before it begins or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// Exactly so many bytes.
+    Known(u64),
+    /// Found out on the way.
+    Unknown,
+}
+
+impl Connection {
+    /// The protocol's own number of a stream; 0 in HTTP/1.1.
+    pub fn stream_id(&self, slot: Slot) -> u64 {
+        match &self.stage {
+            Stage::Http2(stack) => u64::from(stack.machine.stream_id(slot.index())),
+            _ => 0,
+        }
+    }
+
+    /// Where the stream of that number is, while it lives.
+    pub fn slot_of(&self, stream_id: u64) -> Option<Slot> {
+        match &self.stage {
+            Stage::Http2(stack) => {
+                let id = u32::try_from(stream_id).ok()?;
+                stack.machine.slot_of(id).map(Slot::new)
+            }
+            _ => (stream_id == 0).then_some(Slot::ONLY),
+        }
+    }
+
+    /// Bytes that a stream may still queue, where its connection may queue `free`.
+    pub fn room(&self, slot: Slot, environment: &Environment<'_>, free: usize) -> usize {
+        match &self.stage {
+            Stage::Http2(stack) => {
+                let most = environment.http2.stream_buffer_bytes as usize;
+                free.min(most.saturating_sub(stack.machine.buffered(slot.index())))
+            }
+            _ => free,
+        }
+    }
+
+    /// True if at least half of what a stream may queue is free.
+    pub fn has_room(&self, slot: Slot, environment: &Environment<'_>) -> bool {
+        match &self.stage {
+            Stage::Http2(stack) => {
+                let most = environment.http2.stream_buffer_bytes as usize;
+                stack.machine.buffered(slot.index()) <= most / 2
+            }
+            _ => true,
+        }
+    }
+
+    /// A whole response.
+    pub fn respond(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        body: &[u8],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                let done = machine.respond(out, status, headers, body, environment.date).is_ok();
+                self.after_response();
+                done
+            }
+            Stage::Http2(stack) => stack.respond(slot, environment, out, status, headers, body),
+            _ => false,
+        }
+    }
+
+    /// Head of a response.
+    pub fn start_response(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        length: BodyLength,
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                let length = match length {
+                    BodyLength::Known(bytes) => http1::BodyLength::Known(bytes),
+                    BodyLength::Unknown => http1::BodyLength::Chunked,
+                };
+                machine.start_response(out, status, headers, length, environment.date).is_ok()
+            }
+            Stage::Http2(stack) => {
+                let length = match length {
+                    BodyLength::Known(bytes) => http2::BodyLength::Known(bytes),
+                    BodyLength::Unknown => http2::BodyLength::Unknown,
+                };
+                stack.start_response(slot, environment, out, status, headers, length)
+            }
+            _ => false,
+        }
+    }
+
+    /// A piece of the response body.
+    pub fn write_body(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        bytes: &[u8],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => machine.write_body(out, bytes).is_ok(),
+            Stage::Http2(stack) => {
+                stack.machine.write_body(slot.index(), out, bytes, environment.now_ms).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// End of the response body.
+    pub fn finish_response(&mut self, slot: Slot, out: &mut Vec<u8>) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                let finished = machine.finish_response(out).is_ok();
+                self.after_response();
+                finished
+            }
+            Stage::Http2(stack) => stack.machine.finish_response(slot.index(), out).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// An interim response (RFC 9110 §15.2).
+    pub fn inform(
+        &mut self,
+        slot: Slot,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => machine.inform(out, status, headers).is_ok(),
+            Stage::Http2(stack) => stack.machine.inform(slot.index(), out, status, headers).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// End of the response body, with fields behind it where its framing allows that.
+    pub fn finish_response_with(
+        &mut self,
+        slot: Slot,
+        out: &mut Vec<u8>,
+        trailers: &[(&str, &[u8])],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                let finished = machine.finish_response_with(out, trailers).is_ok();
+                self.after_response();
+                finished
+            }
+            Stage::Http2(stack) => {
+                stack.machine.finish_response_with(slot.index(), out, trailers).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// Switches to a protocol that the service speaks by itself: [`super::Event::Tunnel`] and
+    /// [`Connection::write_tunnel`] from now on. HTTP/2 has no such switch.
+    pub fn tunnel(
+        &mut self,
+        _slot: Slot,
+        out: &mut Vec<u8>,
+        protocol: &str,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        let Stage::Http1(machine) = &mut self.stage else { return false };
+        if machine.upgrade(out, protocol, headers).is_err() {
+            return false;
+        }
+        self.stage = Stage::Tunnel;
+        true
+    }
+
+    /// Bytes of a tunnel.
+    pub fn write_tunnel(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
+        let is_tunnel = matches!(self.stage, Stage::Tunnel);
+        if is_tunnel {
+            out.extend_from_slice(bytes);
+        }
+        is_tunnel
+    }
+
+    /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
+    /// of the connection tells the peer; in HTTP/2 that of the stream.
+    pub fn abort(&mut self, slot: Slot, out: &mut Vec<u8>) {
+        match &mut self.stage {
+            Stage::Http2(stack) => {
+                stack.machine.reset_stream(slot.index(), http2::ErrorCode::Internal, out);
+            }
+            _ => self.end(),
+        }
+    }
+
+    /// Takes no further input, or takes it again: for a service that has no room for a body. A stream of
+    /// HTTP/2 is held by its window, and still gets what that lets in.
+    pub fn hold_input(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        is_held: bool,
+    ) {
+        match &mut self.stage {
+            Stage::Http2(stack) => stack.hold(slot, environment, out, is_held),
+            _ => self.is_input_held = is_held,
+        }
+    }
+
+    /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
+    pub fn send_continue(&mut self, slot: Slot, out: &mut Vec<u8>) {
+        match &mut self.stage {
+            Stage::Http1(machine) => machine.send_continue(out),
+            Stage::Http2(stack) => stack.machine.send_continue(slot.index(), out),
+            _ => {}
+        }
+    }
+
+    /// True when the response is finished, so that its session can go.
+    pub fn is_exchange_over(&self, slot: Slot) -> bool {
+        match &self.stage {
+            Stage::Http1(machine) => !is_responding(machine),
+            Stage::Http2(stack) => stack.machine.is_exchange_over(slot.index()),
+            Stage::WebSocket(_) | Stage::Tunnel => false,
+            Stage::Ending => true,
+        }
+    }
+
+    /// True while the service owes the head of a response.
+    pub fn is_response_due(&self, slot: Slot) -> bool {
+        match &self.stage {
+            Stage::Http1(machine) => machine.response_state() == ResponseState::Pending,
+            Stage::Http2(stack) => stack.machine.is_response_due(slot.index()),
+            _ => false,
+        }
+    }
+
+    fn after_response(&mut self) {
+        if let Stage::Http1(machine) = &self.stage
+            && !is_responding(machine)
+            && !machine.keep_alive()
+        {
+            self.end();
+        }
+    }
+
+    /// To be called when the input has been worked through, or a session has been called: after the
+    /// peer's FIN nothing follows the last response, and after a farewell nothing the last stream.
+    pub fn after_input(&mut self) {
+        let is_over = match &self.stage {
+            Stage::Http1(machine) => {
+                // Pipelined requests that came before the FIN are answered, too.
+                self.receive_end != ReceiveEnd::Open
+                    && !is_responding(machine)
+                    && self.pending.is_empty()
+            }
+            Stage::Http2(stack) => stack.machine.is_done(),
+            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => false,
+        };
+        if is_over {
+            self.end();
+        }
+    }
+
+    /// Switches to WebSocket.
+    pub fn accept_websocket(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        upgrade: &Upgrade,
+        subprotocol: Option<&str>,
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                if upgrade.write_response(machine, out, subprotocol).is_err() {
+                    return false;
+                }
+                self.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
+                true
+            }
+            Stage::Http2(stack) => {
+                stack.accept_websocket(slot, environment, out, upgrade, subprotocol)
+            }
+            _ => false,
+        }
+    }
+
+    /// A WebSocket message.
+    pub fn send_message(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        kind: MessageKind,
+        payload: &[u8],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::WebSocket(machine) if !machine.close_sent() => {
+                let threshold = environment.websocket.deflate_threshold_bytes;
+                machine.write_message(out, kind, payload, threshold);
+                true
+            }
+            Stage::Http2(stack) => stack.send_message(slot, environment, out, kind, payload),
+            _ => false,
+        }
+    }
+
+    /// Starts the close handshake; the peer's answer, or a deadline, ends the WebSocket.
+    pub fn close_websocket(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        code: u16,
+        reason: &str,
+    ) -> bool {
+        match &mut self.stage {
+            Stage::WebSocket(machine) => {
+                if !machine.close_sent() {
+                    machine.write_close(out, Some(code), reason);
+                }
+                true
+            }
+            Stage::Http2(stack) => {
+                stack.close_websocket(slot, environment.now_ms, out, code, reason)
+            }
+            _ => false,
+        }
+    }
+
+    /// The service broke its exchange: the client gets a 500 where that is still possible. HTTP/2 loses
+    /// one stream by it, HTTP/1.1 the connection.
+    pub fn fail_exchange(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        if let Stage::Http2(stack) = &mut self.stage {
+            return stack.fail(slot, environment, out);
+        }
+        if self.is_response_due(slot) {
+            self.respond(slot, environment, out, 500, &[], b"500: the service is at fault\n");
+        }
+        self.close_websocket(slot, environment, out, 1011, "the service is at fault");
+        self.end();
+    }
+}

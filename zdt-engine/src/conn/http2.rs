@@ -1,0 +1,389 @@
+//! HTTP/2 with its WebSockets: frames become events of streams, and what the service does becomes
+//! frames.
+//!
+//! Must not know: I/O, the clock, sessions.
+
+use super::request::{self, Head, Upgrade};
+use super::tunnel::{Fed, Tunnel};
+use super::{Environment, Event, Slot};
+use crate::proto::Input;
+use crate::proto::hpack::Fields;
+use crate::proto::http2::{self, BodyLength, ErrorCode, Http2, Request};
+use crate::proto::websocket::{MessageKind, WebSocket};
+
+/// How long a WebSocket that has ended waits for the client's end of its stream.
+const LINGER_MS: u64 = 2_000;
+
+/// See the module.
+pub(super) struct Http2Stack {
+    pub(super) machine: Http2,
+    /// WebSockets by slot.
+    pub(super) tunnels: Vec<Option<Box<Tunnel>>>,
+    /// When the streams are looked at next: none of them is overdue before.
+    pub(super) check_due_ms: u64,
+    /// To be told that it may open no further streams, as soon as it has been greeted.
+    pub(super) is_last: bool,
+}
+
+impl Environment<'_> {
+    pub(super) fn http2_limits(&self) -> http2::Limits {
+        http2::Limits {
+            max_head_bytes: self.limits.max_head_bytes,
+            max_target_bytes: self.limits.max_target_bytes,
+            max_header_count: self.limits.max_header_count,
+            max_body_bytes: self.limits.max_body_bytes,
+        }
+    }
+
+    fn http2(&self) -> http2::Environment<'_> {
+        let options = self.http2;
+        http2::Environment {
+            limits: self.http2_limits(),
+            options: http2::Options {
+                max_streams: options.max_concurrent_streams,
+                stream_window_bytes: options.stream_window_bytes,
+                connection_window_bytes: options.connection_window_bytes,
+                stream_buffer_bytes: options.stream_buffer_bytes,
+                reset_burst: options.reset_burst,
+                resets_per_second: options.resets_per_second,
+                control_burst: options.control_burst,
+                control_per_second: options.control_per_second,
+            },
+            now_ms: self.now_ms,
+            date: self.date,
+        }
+    }
+}
+
+impl Http2Stack {
+    /// `is_last`: the worker drains, so that what the client sends at once is the last.
+    pub(super) fn new(is_last: bool) -> Self {
+        Self { machine: Http2::new(), tunnels: Vec::new(), check_due_ms: u64::MAX, is_last }
+    }
+
+    fn tunnel(&mut self, slot: usize) -> Option<&mut Tunnel> {
+        self.tunnels.get_mut(slot)?.as_deref_mut()
+    }
+
+    fn remove_tunnel(&mut self, slot: usize) {
+        if let Some(place) = self.tunnels.get_mut(slot) {
+            *place = None;
+        }
+    }
+
+    /// WebSockets that are open.
+    pub(super) fn open_tunnels(&self) -> impl Iterator<Item = (usize, &Tunnel)> {
+        self.tunnels
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, tunnel)| tunnel.as_deref().map(|tunnel| (slot, tunnel)))
+    }
+
+    /// Consumes input up to the next event. An error is the end of the connection.
+    pub(super) fn next_event<'e, 'b: 'e>(
+        &mut self,
+        input: &mut Input<'b>,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        fields: &'e mut Fields,
+    ) -> Result<Option<(Slot, Event<'e>)>, http2::Error> {
+        let lent = environment.http2();
+        if !self.machine.has_begun() {
+            self.machine.begin(out, &lent.options, &lent.limits);
+            if self.is_last {
+                self.machine.say_farewell(out);
+            }
+        }
+        loop {
+            let event = match self.machine.next_event(input, out, fields, &lent)? {
+                None => return Ok(None),
+                Some(http2::Event::Request { slot, parts }) => {
+                    match request::wanted_tunnel(
+                        &Request::new(fields, parts),
+                        environment.websocket,
+                    ) {
+                        Ok(upgrade) => {
+                            let head = Head::Http2(Request::new(fields, parts));
+                            return Ok(Some((Slot::new(slot), Event::Request(head, upgrade))));
+                        }
+                        Err(refusal) => {
+                            let body = format!("{}: {}\n", refusal.status, refusal.reason);
+                            let (status, headers) = (refusal.status, refusal.headers);
+                            let body = body.as_bytes();
+                            let _ = self.machine.respond(slot, out, status, headers, body, &lent);
+                        }
+                    }
+                    continue;
+                }
+                Some(http2::Event::Data { slot, bytes }) => {
+                    if self.tunnel(slot).is_none() {
+                        let body = input.take(bytes);
+                        self.machine.took(bytes, out, &lent);
+                        return Ok(Some((Slot::new(slot), Event::Body(body))));
+                    }
+                    match self.feed(slot, bytes, input, environment, out) {
+                        Some(event) => event,
+                        None => continue,
+                    }
+                }
+                Some(http2::Event::End { slot }) if self.tunnel(slot).is_some() => {
+                    // RFC 6455 §7.1.1: without a close frame it is over, too.
+                    self.remove_tunnel(slot);
+                    let _ = self.machine.finish_response(slot, out);
+                    (Slot::new(slot), Event::Ended)
+                }
+                Some(http2::Event::End { slot }) => (Slot::new(slot), Event::BodyEnd),
+                Some(http2::Event::Reset { slot }) => {
+                    self.remove_tunnel(slot);
+                    (Slot::new(slot), Event::Ended)
+                }
+            };
+            return Ok(Some(event));
+        }
+    }
+
+    /// Gives a WebSocket what comes next, and answers what needs no service.
+    fn feed<'b>(
+        &mut self,
+        slot: usize,
+        bytes: usize,
+        input: &mut Input<'b>,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<(Slot, Event<'b>)> {
+        let lent = environment.http2();
+        let tunnel = self.tunnels.get_mut(slot)?.as_deref_mut()?;
+        let (taken, fed) = tunnel.feed(input, bytes, environment.limits.max_message_bytes);
+        self.machine.took(taken, out, &lent);
+        match fed {
+            Fed::Nothing => None,
+            Fed::Message { kind, payload } => {
+                Some((Slot::new(slot), Event::Message { kind, payload }))
+            }
+            Fed::Ping(payload) => {
+                self.write(slot, out, environment.now_ms, |socket, out| {
+                    socket.write_pong(out, &payload);
+                });
+                None
+            }
+            Fed::Over { code, reason } => {
+                self.write(slot, out, environment.now_ms, |socket, out| {
+                    if !socket.close_sent() {
+                        socket.write_close(out, code, reason);
+                    }
+                });
+                self.remove_tunnel(slot);
+                self.machine.end_tunnel(slot, out, environment.now_ms);
+                Some((Slot::new(slot), Event::Ended))
+            }
+        }
+    }
+
+    /// Lets a WebSocket write straight into a frame.
+    fn write(
+        &mut self,
+        slot: usize,
+        out: &mut Vec<u8>,
+        now_ms: u64,
+        write: impl FnOnce(&mut WebSocket, &mut Vec<u8>),
+    ) {
+        let start = self.machine.begin_data(out);
+        if let Some(tunnel) = self.tunnels.get_mut(slot).and_then(|tunnel| tunnel.as_deref_mut()) {
+            write(&mut tunnel.socket, out);
+        }
+        self.machine.end_data(slot, out, start, now_ms);
+    }
+
+    // ---- What the service does.
+
+    pub(super) fn respond(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        body: &[u8],
+    ) -> bool {
+        let lent = environment.http2();
+        self.machine.respond(slot.index(), out, status, headers, body, &lent).is_ok()
+    }
+
+    pub(super) fn start_response(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        length: BodyLength,
+    ) -> bool {
+        let lent = environment.http2();
+        self.machine.start_response(slot.index(), out, status, headers, length, &lent).is_ok()
+    }
+
+    pub(super) fn accept_websocket(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        upgrade: &Upgrade,
+        subprotocol: Option<&str>,
+    ) -> bool {
+        let index = slot.index();
+        let headers = upgrade.headers(subprotocol);
+        if self.machine.accept_tunnel(index, out, &headers, &environment.http2()).is_err() {
+            return false;
+        }
+        self.put_tunnel(slot, Tunnel::new(upgrade.deflate()));
+        true
+    }
+
+    pub(super) fn put_tunnel(&mut self, slot: Slot, tunnel: Tunnel) {
+        if self.tunnels.len() <= slot.index() {
+            self.tunnels.resize_with(slot.index() + 1, || None);
+        }
+        self.tunnels[slot.index()] = Some(Box::new(tunnel));
+    }
+
+    pub(super) fn send_message(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        kind: MessageKind,
+        payload: &[u8],
+    ) -> bool {
+        if self.tunnel(slot.index()).is_none_or(|tunnel| tunnel.socket.close_sent()) {
+            return false;
+        }
+        let threshold = environment.websocket.deflate_threshold_bytes;
+        self.write(slot.index(), out, environment.now_ms, |socket, out| {
+            socket.write_message(out, kind, payload, threshold);
+        });
+        true
+    }
+
+    pub(super) fn close_websocket(
+        &mut self,
+        slot: Slot,
+        now_ms: u64,
+        out: &mut Vec<u8>,
+        code: u16,
+        reason: &str,
+    ) -> bool {
+        let Some(tunnel) = self.tunnel(slot.index()) else { return false };
+        if !tunnel.socket.close_sent() {
+            self.write(slot.index(), out, now_ms, |socket, out| {
+                socket.write_close(out, Some(code), reason);
+            });
+            self.machine.touch(slot.index(), now_ms);
+        }
+        true
+    }
+
+    /// Lets a stream's client send no more than its window, or more again.
+    pub(super) fn hold(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        is_held: bool,
+    ) {
+        self.machine.hold(slot.index(), is_held, out, &environment.http2());
+    }
+
+    /// The service broke its exchange.
+    pub(super) fn fail(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        let index = slot.index();
+        if self.machine.is_response_due(index) {
+            let body = b"500: the service is at fault\n";
+            self.respond(slot, environment, out, 500, &[], body);
+        } else if self.tunnel(index).is_some() {
+            let reason = "the service is at fault";
+            self.close_websocket(slot, environment.now_ms, out, 1011, reason);
+            self.remove_tunnel(index);
+            self.machine.end_tunnel(index, out, environment.now_ms);
+        } else if !self.machine.is_exchange_over(index) {
+            self.machine.reset_stream(index, ErrorCode::Internal, out);
+        }
+    }
+
+    /// Frames what the windows have let out.
+    pub(super) fn flush(&mut self, out: &mut Vec<u8>, room: usize, environment: &Environment<'_>) {
+        self.machine.flush(out, room, &environment.http2());
+    }
+
+    /// Tells the client our settings if they are others than those of whoever had the connection before.
+    pub(super) fn announce(&mut self, out: &mut Vec<u8>, environment: &Environment<'_>) {
+        if self.machine.has_begun() {
+            let lent = environment.http2();
+            self.machine.announce(out, &lent.options, &lent.limits);
+        }
+    }
+
+    // ---- Deadlines.
+
+    /// When this stream's client must have done something.
+    fn stream_due_ms(&self, slot: usize, environment: &Environment<'_>) -> Option<u64> {
+        let tunnel = self.tunnels.get(slot).and_then(|tunnel| tunnel.as_deref());
+        let (since_ms, after_ms) = match self.machine.waits_since(slot) {
+            Some((since_ms, true)) => (since_ms, LINGER_MS),
+            _ if tunnel.is_some_and(|tunnel| tunnel.socket.close_sent()) => {
+                (self.machine.since_ms(slot), environment.websocket.pong_timeout_ms)
+            }
+            Some((since_ms, false)) => (since_ms, environment.limits.stall_timeout_ms),
+            None => return None,
+        };
+        Some(since_ms.saturating_add(after_ms))
+    }
+
+    /// Makes sure that the streams are looked at in time.
+    pub(super) fn arm_check(&mut self, environment: &Environment<'_>) {
+        if self.check_due_ms == u64::MAX && self.machine.stream_count() > 0 {
+            let due = self.machine.slots().filter_map(|slot| self.stream_due_ms(slot, environment));
+            self.check_due_ms = due.min().unwrap_or(u64::MAX);
+        }
+    }
+
+    /// A stream whose client has done nothing for too long, or has given no more than a trickle: it is
+    /// reset.
+    pub(super) fn overdue_stream(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> Option<Slot> {
+        if self.check_due_ms > environment.now_ms {
+            return None;
+        }
+        let is_overdue = |slot: &usize| {
+            self.stream_due_ms(*slot, environment).is_some_and(|due| due <= environment.now_ms)
+        };
+        let overdue = self.machine.slots().find(is_overdue);
+        match overdue {
+            Some(slot) => {
+                let lingers = matches!(self.machine.waits_since(slot), Some((_, true)));
+                let code = if lingers { ErrorCode::NoError } else { ErrorCode::Cancel };
+                self.remove_tunnel(slot);
+                self.machine.reset_stream(slot, code, out);
+                Some(Slot::new(slot))
+            }
+            None => {
+                self.check_due_ms = u64::MAX;
+                self.arm_check(environment);
+                None
+            }
+        }
+    }
+
+    /// Nothing has happened for a while: what can be made again is freed.
+    pub(super) fn release_memory(&mut self) {
+        for tunnel in self.tunnels.iter_mut().flatten() {
+            tunnel.socket.release_contexts();
+        }
+        let used = self.tunnels.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.tunnels.truncate(used);
+        self.tunnels.shrink_to_fit();
+        self.machine.shrink();
+    }
+}

@@ -1,0 +1,204 @@
+//! Other people's clients of HTTP/2, across reloads: curl, nghttp, h2load, Python's h2; and Python's hpack as an
+//! oracle for the decoder.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use zdt_engine::proto::hpack::{Decoder, Fields, Limits};
+use zdt_engine::service::demo::big_byte;
+
+use crate::lab::eventually;
+use crate::lab::system::{Guarded, have_curl, python, while_reloading};
+use crate::skip::skip;
+use crate::supervisor::engine::{Engine, Options};
+
+fn have(program: &str, test: &str) -> bool {
+    let there =
+        Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        skip(test, &format!("needs {program}"));
+    }
+    there
+}
+
+#[test]
+fn a_stream_to_curl_goes_on_through_reloads() {
+    if !have_curl("http2_clients::a_stream_to_curl_goes_on_through_reloads") {
+        return;
+    }
+    let engine = Engine::start(Options::default());
+    let mut client = Guarded(
+        Command::new("curl")
+            .args(["-q", "--noproxy", "*", "-sS", "-N", "--fail", "--max-time", "60"])
+            .args(["--http2-prior-knowledge", "-w", "%{http_version} %{http_code}\n"])
+            .arg(format!("http://{}/stream?chunks=40&interval_ms=50", engine.address()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run curl"),
+    );
+    let lines = BufReader::new(client.0.stdout.take().expect("stdout")).lines();
+    let mut seen = Vec::new();
+    for line in lines {
+        seen.push(line.expect("read"));
+        if seen.len() % 10 == 1 && seen.len() < 40 {
+            let verdict = engine.reload_well();
+            assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
+        }
+    }
+    let mut expected: Vec<_> = (0..40).map(|number| format!("chunk {number}")).collect();
+    expected.push("2 200".to_owned());
+    assert_eq!(seen, expected);
+    assert!(client.0.wait().expect("wait").success());
+}
+
+#[test]
+fn a_download_by_curl_crosses_reloads() {
+    if !have_curl("http2_clients::a_download_by_curl_crosses_reloads") {
+        return;
+    }
+    const TOTAL: usize = 24 << 20;
+    let engine = Engine::start(Options::default());
+    let mut client = Guarded(
+        Command::new("curl")
+            .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60"])
+            .args(["--http2-prior-knowledge", "--limit-rate", "12M"])
+            .arg(format!("http://{}/big?n={TOTAL}", engine.address()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run curl"),
+    );
+    let mut stdout = client.0.stdout.take().expect("stdout");
+    let mut buffer = vec![0; 64 << 10];
+    let (mut at, mut reloads) = (0, 0);
+    loop {
+        let count = stdout.read(&mut buffer).expect("read");
+        if count == 0 {
+            break;
+        }
+        let wrong = (at..).zip(&buffer[..count]).find(|&(at, &byte)| byte != big_byte(at as u64));
+        assert_eq!(wrong, None, "after {reloads} reloads");
+        at += count;
+        if at > (reloads + 1) * (5 << 20) && reloads < 3 {
+            let verdict = engine.reload_well();
+            assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
+            reloads += 1;
+        }
+    }
+    assert_eq!((at, reloads), (TOTAL, 3));
+    assert!(client.0.wait().expect("wait").success());
+}
+
+#[test]
+fn websockets_of_the_h2_library_count_on_through_reloads() {
+    let test = "http2_clients::websockets_of_the_h2_library_count_on_through_reloads";
+    let Some(python) = python(test) else { return };
+    let engine = Engine::start(Options::default());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/http2_clients.py");
+    let mut client = Guarded(
+        Command::new(python)
+            .args([script, &engine.address().port().to_string(), "20"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run the client"),
+    );
+    let mut rounds = BufReader::new(client.0.stdout.take().expect("stdout")).lines();
+    let mut next_round = || {
+        let line = rounds.next().expect("the client has ended early").expect("read");
+        assert_eq!(line, "round");
+    };
+    next_round();
+    for _ in 0..5 {
+        let verdict = engine.reload_well();
+        assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
+        assert_eq!(verdict["drained_connections"], 0, "{verdict}");
+        next_round();
+    }
+    drop(client.0.stdin.take());
+    rounds.by_ref().for_each(drop);
+    let mut status = None;
+    eventually("the client ends", || {
+        status = client.0.try_wait().expect("wait");
+        status.is_some()
+    });
+    assert!(status.expect("status").success(), "{status:?}");
+}
+
+#[test]
+fn h2load_loses_no_request_to_reloads() {
+    let test = "http2_clients::h2load_loses_no_request_to_reloads";
+    if !have("h2load", test) {
+        return;
+    }
+    let engine = Engine::start(Options::default());
+    let (output, reloads) = while_reloading(&engine, Duration::from_millis(100), || {
+        Command::new("h2load")
+            .args(["-D", "4", "-c", "20", "-m", "16"])
+            .arg(format!("http://{}/id?id=h2load", engine.address()))
+            .output()
+            .expect("run h2load")
+    });
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(reloads >= 3, "only {reloads} reloads");
+    assert!(text.contains(" 0 failed, 0 errored, 0 timeout"), "{text}");
+    assert!(text.contains(" 0 3xx, 0 4xx, 0 5xx"), "{text}");
+}
+
+#[test]
+fn nghttp_gets_the_page_and_uploads() {
+    let test = "http2_clients::nghttp_gets_the_page_and_uploads";
+    if !have("nghttp", test) {
+        return;
+    }
+    let engine = Engine::start(Options::default());
+    let url = |path: &str| format!("http://{}{path}", engine.address());
+    let run = |arguments: &[&str], path: &str| {
+        let output =
+            Command::new("nghttp").args(arguments).arg(url(path)).output().expect("run nghttp");
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    assert_eq!(run(&[], "/id?id=nghttp"), b"nghttp");
+    // It sends a header list that needs CONTINUATION, above the limit.
+    let refused = run(&["--no-dep", "--continuation"], "/id?id=long");
+    assert_eq!(refused, b"431 Request Header Fields Too Large\n");
+    let upload = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/http2_spec.rs");
+    let echoed = run(&["-d", upload], "/echo");
+    assert_eq!(echoed, std::fs::read(upload).expect("read"));
+}
+
+#[test]
+fn hpack_agrees_with_the_hpack_library() {
+    let test = "http2_clients::hpack_agrees_with_the_hpack_library";
+    let Some(python) = python(test) else { return };
+    let seed = std::process::id().to_string();
+    println!("seed {seed}");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/http2_hpack.py");
+    let output = Command::new(python).args([script, &seed]).output().expect("run the encoder");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bytes = |hex: &str| -> Vec<u8> {
+        let hex = hex.trim_start_matches('-').as_bytes();
+        let text = |pair: &[u8]| String::from_utf8_lossy(pair).into_owned();
+        hex.chunks(2).map(|pair| u8::from_str_radix(&text(pair), 16).expect("hex")).collect()
+    };
+    let mut decoder = Decoder::new();
+    let (mut fields, mut lists) = (Fields::default(), 0);
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let mut words = line.split(' ');
+        let block = bytes(words.next().expect("a block"));
+        fields.clear();
+        let limits = Limits { max_list_bytes: 1 << 20, max_count: 100 };
+        decoder.decode(&block, &limits, &mut fields).expect("the library's block");
+        let expected: Vec<_> = words
+            .filter_map(|word| word.split_once(':'))
+            .map(|(name, value)| (bytes(name), bytes(value)))
+            .collect();
+        let seen: Vec<_> = fields.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
+        assert_eq!(seen, expected, "list {lists}");
+        // And after each list the table moves.
+        decoder = Decoder::restore(&decoder.save()).expect("its own table");
+        lists += 1;
+    }
+    assert_eq!(lists, 2_000);
+}
