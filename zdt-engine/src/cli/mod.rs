@@ -164,7 +164,7 @@ enum ConfigCommand {
 #[derive(Debug, Args)]
 struct RunDirArg {
     /// Run directory of the supervisor.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
 }
 
