@@ -213,7 +213,7 @@ impl Credentials {
 }
 
 /// What is spoken over TLS, the favourite first.
-const PROTOCOLS: &[Protocol] = &[Protocol::Http11];
+const PROTOCOLS: &[Protocol] = &[Protocol::H2, Protocol::Http11];
 
 #[cfg(test)]
 mod tests {

@@ -109,6 +109,34 @@ fn curl_keeps_its_connection() {
     }
 }
 
+/// HTTP/2 is agreed in the handshake, and its connection moves like any other.
+#[test]
+fn curl_speaks_http2_on_one_connection() {
+    if !have_curl("tls::clients::curl_speaks_http2_on_one_connection") {
+        return;
+    }
+    let authority = Authority::new();
+    let engine = engine(&authority);
+    let port = engine.address().port();
+    let run = || {
+        Command::new("curl")
+            .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60", "--rate", "300/m"])
+            .args(["--http2", "--cacert"])
+            .arg(authority.path("server.pem"))
+            .args(["-w", " %{http_code} %{http_version} %{num_connects}\n"])
+            .arg(format!("https://localhost:{port}/id?id=[1-8]"))
+            .output()
+            .expect("run curl")
+    };
+    let (output, reloads) = while_reloading(&engine, Duration::from_millis(100), run);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 8, "{text} {output:?}");
+    assert_eq!(lines[0], "1 200 2 1");
+    assert!(lines[1..].iter().all(|line| line.ends_with(" 200 2 0")), "one connection: {text}");
+    assert!(reloads > 1);
+}
+
 #[test]
 fn python_reads_everything_and_unwraps() {
     let test = "tls::clients::python_reads_everything_and_unwraps";
