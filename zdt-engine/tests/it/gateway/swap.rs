@@ -82,6 +82,8 @@ fn swaps_and_reloads_under_load_lose_nothing() {
     for client in clients {
         client.join().expect("a client");
     }
+    // Killed, as the end of a test does it, the supervisor would leave the application behind.
+    assert!(engine.zdt(&["stop", "--now"]).status.success());
 }
 
 #[test]
