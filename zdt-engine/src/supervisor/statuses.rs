@@ -141,7 +141,7 @@ impl Core {
                 Some((of, _)) if Some(of) == reload.blue => &mut sample.blue,
                 _ => continue,
             };
-            let requests = status.requests + status.messages_received;
+            let requests = status.requests.saturating_add(status.messages_received);
             side.add(requests, status.errors, &status.service_us);
         }
         sample

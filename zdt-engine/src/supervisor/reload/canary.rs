@@ -46,13 +46,13 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Adds those of another worker.
+    /// Adds those of another worker, which may say what it likes.
     pub fn add(&mut self, requests: u64, errors: u64, latency: &[u64]) {
-        self.requests += requests;
-        self.errors += errors;
+        self.requests = self.requests.saturating_add(requests);
+        self.errors = self.errors.saturating_add(errors);
         self.latency.resize(SERVICE_TIME_BUCKETS, 0);
         for (sum, count) in self.latency.iter_mut().zip(latency) {
-            *sum += count;
+            *sum = sum.saturating_add(*count);
         }
     }
 
@@ -71,12 +71,12 @@ impl Figures {
     }
 
     fn errors_permille(&self) -> u64 {
-        1_000 * self.errors / self.requests.max(1)
+        self.errors.saturating_mul(1_000) / self.requests.max(1)
     }
 
     /// The bound of the bucket in which the 99th percentile lies.
     fn p99_us(&self) -> u64 {
-        let total: u64 = self.latency.iter().sum();
+        let total = self.latency.iter().fold(0u64, |sum, &count| sum.saturating_add(count));
         let mut left = total - total / 100;
         for (bucket, &count) in self.latency.iter().enumerate() {
             left = left.saturating_sub(count);
@@ -158,9 +158,10 @@ pub(super) fn compare(options: &CanaryOptions, first: &Sample, last: &Sample) ->
         ));
     }
     let (theirs, own) = (blue.errors_permille(), green.errors_permille());
-    let allowed = green.requests * (theirs + options.more_errors_permille) / 1_000;
+    let rate = theirs.saturating_add(options.more_errors_permille);
+    let allowed = green.requests.saturating_mul(rate) / 1_000;
     // One more is chance.
-    if green.errors > allowed + 1 {
+    if green.errors > allowed.saturating_add(1) {
         return Opinion::Bad(format!(
             "the canary failed {own} of 1,000 requests, the old workers {theirs}"
         ));
@@ -168,8 +169,8 @@ pub(super) fn compare(options: &CanaryOptions, first: &Sample, last: &Sample) ->
     let (theirs, own) = (blue.p99_us(), green.p99_us());
     // Without anything to compare with, only errors count.
     if blue.requests > 0
-        && own > theirs + options.slower_us
-        && own > theirs.saturating_mul(100 + options.slower_percent) / 100
+        && own > theirs.saturating_add(options.slower_us)
+        && own > theirs.saturating_mul(options.slower_percent.saturating_add(100)) / 100
     {
         return Opinion::Bad(format!(
             "the canary took up to {own} us for a request (99 %), the old workers {theirs} us"
@@ -308,7 +309,38 @@ mod tests {
         assert_eq!(compare(&options(), &first, &last), Opinion::Good);
     }
 
+    fn any_figures() -> impl Strategy<Value = Figures> {
+        let latency = prop::collection::vec(any::<u64>(), 0..40);
+        (any::<u64>(), any::<u64>(), latency).prop_map(|(requests, errors, latency)| {
+            let mut figures = Figures::default();
+            figures.add(requests, errors, &latency);
+            figures.add(requests, errors, &latency);
+            figures
+        })
+    }
+
     proptest! {
+        #[test]
+        fn whatever_workers_and_operators_say_there_is_an_opinion(
+            blue in any_figures(),
+            green in any_figures(),
+            limits in prop::collection::vec(any::<u64>(), 4),
+        ) {
+            let options = CanaryOptions {
+                min_requests: limits[0],
+                more_errors_permille: limits[1],
+                slower_percent: limits[2],
+                slower_us: limits[3],
+                ..options()
+            };
+            let (first, last) = (Sample::default(), Sample { blue, green });
+            let opinion = compare(&options, &first, &last);
+            let report = CanaryReport::new(50, &first, &last);
+            if report.green.errors == 0 && report.green.p99_us <= report.blue.p99_us {
+                prop_assert!(!matches!(opinion, Opinion::Bad(_)), "{:?}", report);
+            }
+        }
+
         #[test]
         fn a_percentile_lies_in_its_bucket(each_us in prop::collection::vec(1u64..1_000_000, 1..200)) {
             let mut figures = Figures::default();

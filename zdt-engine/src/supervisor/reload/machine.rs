@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::canary::{CanaryOptions, Sample};
 use super::ending::Committing;
+use super::moving::{HandingOff, Settling};
 use super::rollback::RollingBack;
-use super::stages::{HandingOff, Settling, Stage, Starting};
+use super::stages::{Stage, Starting};
 use super::{Facts, Outcome};
 use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker};
 use crate::supervisor::WorkerId;

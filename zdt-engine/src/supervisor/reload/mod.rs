@@ -15,6 +15,7 @@
 mod canary;
 mod ending;
 mod machine;
+mod moving;
 mod rollback;
 mod stages;
 mod verdict;
