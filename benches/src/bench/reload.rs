@@ -78,7 +78,37 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         bail!("{} connections were dropped", load.dropped());
     }
     load.close()?;
-    engine.stop()
+    engine.stop()?;
+    socket_handoff(settings, rate, report)
+}
+
+/// The supervisor is replaced as well: with an engine of its own, because the process that was started
+/// as its supervisor goes with the first of these reloads.
+fn socket_handoff(settings: &Settings, rate: f64, report: &mut Report) -> Result<()> {
+    let engine = Engine::start(Options { workers: WORKERS, ..Options::new(&settings.zdt) })?;
+    let exchange = Exchange::echo(Some("/ws/echo"), 64, 1);
+    let reloader = engine.reloader();
+    let arguments = ["--strategy", "socket-handoff"];
+    let measure = || -> Result<Vec<f64>> {
+        let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS)?;
+        let mut took_ms = Vec::new();
+        for _ in 0..settings.pairs() {
+            let took = beside(&mut load, rate, || reload(&reloader, &arguments))?;
+            took_ms.push(took.as_secs_f64() * 1e3);
+        }
+        if load.dropped() > 0 {
+            bail!("{} connections were dropped", load.dropped());
+        }
+        load.close()?;
+        Ok(took_ms)
+    };
+    let measured = measure();
+    // Whoever is the supervisor by now.
+    let stopped = engine.stop();
+    let line = Figure::alone(BENCH, "socket_handoff_ms", "ms", &measured?, Target::AtMost(500.0));
+    let case = format!("{CONNECTIONS} connections, {WORKERS} workers, {rate:.0} messages/s");
+    report.add(line.case(case));
+    stopped
 }
 
 /// Does something while the load goes on; it begins in the midst of it.

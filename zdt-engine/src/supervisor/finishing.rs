@@ -85,6 +85,7 @@ impl Core {
         let first_start = reload.blue.is_none() && self.current.is_none();
         if first_start && !verdict.reload_successful {
             let why = verdict.error.clone().unwrap_or_default();
+            self.leave_nothing();
             self.finished = Some(Err(format!("cannot start: {why}")));
             return;
         }

@@ -302,6 +302,9 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
     let start = QueuedReload::new(Wanted::default());
-    core.begin(loaded, None, &start).map_err(StartError::Other)?;
+    if let Err(message) = core.begin(loaded, None, &start) {
+        core.leave_nothing();
+        return Err(StartError::Other(message));
+    }
     Ok(core)
 }

@@ -112,11 +112,16 @@ impl Core {
         self.on_worker_gone();
     }
 
+    /// Removes everything that would outlive this process, which has no workers any more.
+    pub fn leave_nothing(&mut self) {
+        self.steer.remove();
+        self.run_dir.clear();
+    }
+
     /// After each end of a worker: perhaps that was what something waited for.
     pub fn on_worker_gone(&mut self) {
         if self.stopping == Some(Stopping::Ending) && self.workers.is_empty() {
-            self.steer.remove();
-            self.run_dir.clear();
+            self.leave_nothing();
             tracing::info!("stopped");
             self.finished = Some(Ok(()));
         } else if self.stopping.is_none() {

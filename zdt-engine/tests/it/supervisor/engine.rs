@@ -27,6 +27,8 @@ pub struct Options {
     pub binary: Option<PathBuf>,
     /// More of the environment.
     pub environment: Vec<(String, String)>,
+    /// The run directory is a disk of its own, with so many bytes.
+    pub disk_bytes: Option<u32>,
 }
 
 impl Options {
@@ -72,6 +74,9 @@ impl Engine {
     pub fn start(options: Options) -> Engine {
         let dir = tempfile::tempdir().expect("tempdir");
         write_config(dir.path(), &options.config, "127.0.0.1:0");
+        if let Some(bytes) = options.disk_bytes {
+            mount_disk(&dir.path().join("run"), bytes);
+        }
         let child = spawn(dir.path(), &options);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut engine = Engine { dir, child, options, address };
@@ -305,6 +310,9 @@ impl Drop for Engine {
         if mounted.exists() {
             let _ = nix::mount::umount2(&mounted, nix::mount::MntFlags::MNT_DETACH);
         }
+        if self.options.disk_bytes.is_some() {
+            let _ = nix::mount::umount2(&self.run_dir(), nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }
 
@@ -444,6 +452,16 @@ impl Clients {
     pub fn pop(&mut self) -> Client {
         self.clients.pop().expect("a client")
     }
+}
+
+/// Makes the run directory, on a small disk of its own.
+fn mount_disk(run_dir: &Path, bytes: u32) {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().mode(0o700).create(run_dir).expect("run directory");
+    let options = format!("size={bytes},mode=0700");
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("zdt"), run_dir, Some("tmpfs"), flags, Some(options.as_str()))
+        .expect("mount a tmpfs");
 }
 
 /// Processes that serve this run directory, dead ones aside.

@@ -13,3 +13,4 @@ mod rolling;
 mod stops;
 mod succession;
 mod supervision;
+mod troubles;

@@ -221,7 +221,7 @@ fn a_supervisor_that_dies_at_any_step_has_its_successor() {
 #[test]
 fn a_successor_that_hangs_is_ended() {
     for (point, config) in [
-        ("succession.started", "[reload]\nready_timeout_ms = 500\n"),
+        ("succession.started", "[reload]\nready_timeout_ms = 3000\n"),
         ("succession.estate_received", ""),
         ("succession.told", ""),
     ] {
@@ -288,7 +288,7 @@ fn a_program_that_is_no_supervisor_is_noticed() {
     let (_dir, path) = program();
     let mut engine = Engine::start(Options {
         binary: Some(path.clone()),
-        ..Options::config("[reload]\nready_timeout_ms = 1000\n")
+        ..Options::config("[reload]\nready_timeout_ms = 3000\n")
     });
     let mut clients = engine.clients(2);
     for (text, mode, why) in [
@@ -549,4 +549,38 @@ fn a_failed_replacement_is_no_news_but_that_it_is_over() {
     let verdict = verdict(&engine.zdt(&REPLACE));
     assert_eq!(verdict["reload_successful"], false, "{verdict}");
     assert_eq!(news(&manager), ["RELOADING=1", "READY=1"]);
+}
+
+#[test]
+fn replacements_leave_nothing_behind() {
+    for options in both_steerings() {
+        let mut engine = Engine::start(options);
+        let open = |pid: u32| {
+            std::fs::read_dir(format!("/proc/{pid}/fd"))
+                .map_or(0, |descriptors| descriptors.count())
+        };
+        let settled = |engine: &Engine| {
+            let status = engine.status();
+            status["generations"].as_array().map(Vec::len) == Some(1)
+                && status["socket_stats"]["listeners"].as_u64() <= Some(2)
+        };
+        let mut clients = engine.clients(4);
+        replace_well(&engine);
+        engine.wait();
+        eventually("old listeners are let go", || settled(&engine));
+        let before = open(engine.only_supervisor());
+        for _ in 0..6 {
+            replace_well(&engine);
+        }
+        clients.count_all_in(8);
+        eventually("old listeners are let go", || settled(&engine));
+        let after = engine.only_supervisor();
+        eventually("no descriptor is left over", || open(after) <= before + 2);
+        let left: Vec<_> = std::fs::read_dir(engine.run_dir())
+            .expect("run directory")
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with("worker-") || name.starts_with("handoff"))
+            .collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
 }
