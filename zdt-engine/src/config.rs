@@ -35,8 +35,8 @@ pub use gateway::{
 pub use network::Network;
 pub use secret::Secret;
 pub use settings::{
-    AdminAddress, LogFormat, MAX_WORKERS, Policy, ReloadOptions, RespawnOptions, Settings,
-    SteeringMode, Strategy, SupervisionOptions,
+    AdminAddress, LogFormat, MAX_WORKERS, ParkingSettings, Policy, ReloadOptions, RespawnOptions,
+    Settings, SteeringMode, Strategy, SupervisionOptions,
 };
 pub use sources::{ConfigError, Loaded, Overrides, ShownSetting, Sources};
 pub use tls::{CertificateFiles, ClientCertificateRule, MinimumVersion, TlsConfig, TlsOptions};
@@ -57,6 +57,8 @@ pub struct WorkerConfig {
     pub handoff: HandoffOptions,
     /// How a connection's state is written down.
     pub state: StateOptions,
+    /// Sessions whose clients are away.
+    pub parking: ParkingOptions,
     /// Receive buffers that the worker lends to the kernel: how many, of what size.
     pub receive_buffers: ReceiveBuffers,
     /// What the gateway does, if it is the service.
@@ -255,6 +257,8 @@ pub struct HandoffOptions {
 pub struct StateOptions {
     /// Encrypt records between the generations, with keys made for each reload.
     pub encryption: bool,
+    /// How records are encoded.
+    pub encoding: Encoding,
     /// Compress large records, and parked sessions.
     pub compression: bool,
     /// Records in flight are compressed above this.
@@ -280,6 +284,7 @@ impl Default for WorkerConfig {
             http2: Http2Options::default(),
             handoff: HandoffOptions::default(),
             state: StateOptions::default(),
+            parking: ParkingOptions::default(),
             receive_buffers: ReceiveBuffers::default(),
             proxy_protocol: ProxyProtocol::default(),
             gateway: GatewayConfig::default(),
@@ -341,9 +346,43 @@ impl Default for HandoffOptions {
     }
 }
 
+/// See [`WorkerConfig::parking`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ParkingOptions {
+    /// Keep the sessions of clients whose connection breaks, if the service asks for it.
+    pub enabled: bool,
+    /// How long a client may take to come back.
+    pub ttl_ms: u64,
+    /// How long a token is good, from when it was handed out: the connection's time counts, too.
+    pub token_ttl_ms: u64,
+}
+
+impl Default for ParkingOptions {
+    fn default() -> Self {
+        Self { enabled: true, ttl_ms: 3_600_000, token_ttl_ms: 604_800_000 }
+    }
+}
+
+/// See [`StateOptions::encoding`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encoding {
+    /// Plain old data: small and fast.
+    #[default]
+    Binary,
+    /// For people and tools. What holds keys stays binary.
+    Json,
+}
+
 impl Default for StateOptions {
     fn default() -> Self {
-        Self { encryption: true, compression: true, compress_above_bytes: 64 << 10 }
+        Self {
+            encryption: true,
+            encoding: Encoding::default(),
+            compression: true,
+            compress_above_bytes: 64 << 10,
+        }
     }
 }
 

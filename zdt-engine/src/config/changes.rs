@@ -10,7 +10,17 @@ use super::file::known_settings;
 use super::sources::{insert, values};
 
 /// Settings that count only at the start of a supervisor; a reload leaves them as they were.
-pub const FIXED: &[&str] = &["admin", "run_dir", "steering", "policy", "reuse_port", "log_format"];
+pub const FIXED: &[&str] = &[
+    "admin",
+    "run_dir",
+    "steering",
+    "policy",
+    "reuse_port",
+    "log_format",
+    "parking.path",
+    "parking.key",
+    "parking.key_file",
+];
 
 /// A setting that is another than before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,8 +6,10 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Longest secret that a file may hold.
 const MAX_FILE_BYTES: u64 = 4_096;
@@ -39,6 +41,25 @@ impl Secret {
     /// The text itself: to be compared or used as a key, never to be printed.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// The 32 bytes that the text stands for, in hexadecimal or base64 (either alphabet).
+    pub fn key_bytes(&self) -> Option<Zeroizing<[u8; 32]>> {
+        let text = self.0.trim().as_bytes();
+        let mut key = Zeroizing::new([0; 32]);
+        if text.len() == 64 {
+            for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
+                let digit = |at: usize| char::from(pair[at]).to_digit(16);
+                *byte = (digit(0)? << 4 | digit(1)?) as u8;
+            }
+            return Some(key);
+        }
+        let text = text.strip_suffix(b"=").unwrap_or(text);
+        let mut decoded = Zeroizing::new([0; 33]);
+        let engines = [URL_SAFE_NO_PAD, STANDARD_NO_PAD];
+        let length = engines.iter().find_map(|one| one.decode_slice(text, &mut *decoded).ok())?;
+        key.copy_from_slice(decoded.get(..length)?.get(..32).filter(|_| length == 32)?);
+        Some(key)
     }
 
     /// Reads a secret from a file of its own; white space around it does not count.
@@ -81,6 +102,24 @@ mod tests {
     fn secrets_are_not_shown() {
         let secret = Secret::from("hunter2".to_owned());
         assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[secret] Some([secret])");
+    }
+
+    #[test]
+    fn keys_are_hexadecimal_or_base64() {
+        let key = |text: &str| Secret::from(text.to_owned()).key_bytes().map(|key| *key);
+        assert_eq!(key(&"fB".repeat(32)), Some([0xfb; 32]));
+
+        let standard = "+/v7".repeat(10) + "+/s=";
+        let mut bytes = [0xfb; 32];
+        for at in (1..32).step_by(3) {
+            bytes[at - 1..=at].copy_from_slice(&[0xfb, 0xfb]);
+        }
+        assert_eq!(key(&standard), Some(bytes));
+        assert_eq!(key(&standard.replace('+', "-").replace('/', "_")), Some(bytes));
+        for bad in ["", "ab", &"zz".repeat(32), &"ab".repeat(33), &"A".repeat(44), &"A".repeat(42)]
+        {
+            assert_eq!(key(bad), None, "{bad}");
+        }
     }
 
     #[test]

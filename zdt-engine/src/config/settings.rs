@@ -12,8 +12,8 @@ use super::gateway::{
 };
 use super::{
     AccessLogOptions, Confinement, HandoffOptions, Http2Options, Limits, MAX_CONCURRENT_STREAMS,
-    ProxyProtocol, ReceiveBuffers, SeccompMode, Secret, StateOptions, TlsOptions, WebSocketOptions,
-    WorkerConfig, WorkerLimits,
+    ParkingOptions, ProxyProtocol, ReceiveBuffers, SeccompMode, Secret, StateOptions, TlsOptions,
+    WebSocketOptions, WorkerConfig, WorkerLimits,
 };
 
 /// Most workers of one generation; the steering maps and the scoreboard have room for four
@@ -29,6 +29,9 @@ pub(super) const OPTIONAL: &[&str] = &[
     "admin_token",
     "admin_token_file",
     "access_log.file",
+    "parking.path",
+    "parking.key",
+    "parking.key_file",
 ];
 
 /// A worker without connections, its rings in a handoff, and room for its service.
@@ -107,6 +110,8 @@ pub struct Settings {
     pub handoff: HandoffOptions,
     /// How a connection's state is written down.
     pub state: StateOptions,
+    /// Sessions whose clients are away.
+    pub parking: ParkingSettings,
     /// Receive buffers of a worker.
     pub receive_buffers: ReceiveBuffers,
     /// Where proxies in front tell who their clients are.
@@ -156,6 +161,7 @@ impl Default for Settings {
             http2: worker.http2,
             handoff: worker.handoff,
             state: worker.state,
+            parking: ParkingSettings::default(),
             receive_buffers: worker.receive_buffers,
             proxy_protocol: worker.proxy_protocol,
             gateway: GatewayOptions::default(),
@@ -205,6 +211,45 @@ impl Default for ReloadOptions {
             canary_more_errors_permille: 10,
             canary_slower_percent: 100,
             canary_slower_ms: 5,
+        }
+    }
+}
+
+/// See [`Settings::parking`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ParkingSettings {
+    /// Keep the sessions of clients whose connection breaks, if the service asks for it.
+    pub enabled: bool,
+    /// How long a client may take to come back.
+    pub ttl_ms: u64,
+    /// How long a token is good, from when it was handed out: the connection's time counts, too.
+    pub token_ttl_ms: u64,
+    /// Sessions kept; those that would be over first make room.
+    pub max_sessions: u32,
+    /// Bytes kept.
+    pub max_bytes: u64,
+    /// Where they are written at a stop; the run directory by default.
+    pub path: Option<PathBuf>,
+    /// 32 bytes, in hexadecimal or base64, that encrypt them there and sign resume tokens. From the
+    /// environment only. Without, nothing is written.
+    pub key: Option<Secret>,
+    /// The file that holds the key.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Default for ParkingSettings {
+    fn default() -> Self {
+        let ParkingOptions { enabled, ttl_ms, token_ttl_ms } = ParkingOptions::default();
+        Self {
+            enabled,
+            ttl_ms,
+            token_ttl_ms,
+            max_sessions: 100_000,
+            max_bytes: 64 << 20,
+            path: None,
+            key: None,
+            key_file: None,
         }
     }
 }
@@ -358,6 +403,11 @@ impl Settings {
             http2: self.http2.clone(),
             handoff: self.handoff.clone(),
             state: self.state.clone(),
+            parking: ParkingOptions {
+                enabled: self.parking.enabled,
+                ttl_ms: self.parking.ttl_ms,
+                token_ttl_ms: self.parking.token_ttl_ms,
+            },
             receive_buffers: self.receive_buffers.clone(),
             proxy_protocol: self.proxy_protocol.clone(),
             gateway: GatewayConfig {
@@ -422,6 +472,7 @@ impl Settings {
         }
         self.check_admin()?;
         self.check_proxy_protocol()?;
+        self.check_parking()?;
         if self.service.is_empty() {
             return Err(("service", "is empty; `demo` is built in".into()));
         }
@@ -548,6 +599,22 @@ impl Settings {
         self.admin_token.as_ref().map_or(Ok(()), |token| check_token("admin_token", token))
     }
 
+    fn check_parking(&self) -> Result<(), (&'static str, String)> {
+        let parking = &self.parking;
+        if parking.enabled && (parking.ttl_ms == 0 || parking.token_ttl_ms == 0) {
+            return Err((
+                "parking.ttl_ms",
+                "must be at least 1; `enabled = false` for none".into(),
+            ));
+        }
+        if parking.key.is_some() && parking.key_file.is_some() {
+            let why =
+                "there is a key in the environment, too (CONNECTION_STATE_KEY); which one counts?";
+            return Err(("parking.key_file", why.into()));
+        }
+        parking.key.as_ref().map_or(Ok(()), |key| check_key("parking.key", key))
+    }
+
     /// Reads what settings keep in files of its own.
     ///
     /// # Errors
@@ -559,7 +626,25 @@ impl Settings {
             check_token(name, &token)?;
             self.admin_token = Some(token);
         }
+        let name = "parking.key_file";
+        if let Some(path) = &self.parking.key_file {
+            let key = Secret::read(path).map_err(|reason| (name, reason))?;
+            check_key(name, &key)?;
+            self.parking.key = Some(key);
+        }
         Ok(())
+    }
+}
+
+fn check_key(name: &'static str, key: &Secret) -> Result<(), (&'static str, String)> {
+    match key.key_bytes() {
+        Some(_) => Ok(()),
+        None => Err((
+            name,
+            "is not a key: 32 bytes as 64 hexadecimal digits, or as base64, are expected; \
+             `openssl rand -hex 32` makes one"
+                .into(),
+        )),
     }
 }
 

@@ -249,6 +249,9 @@ impl Sources {
         if let Some(path) = &settings.admin_token_file {
             origins.insert("admin_token".to_owned(), Origin::File(path.display().to_string()));
         }
+        if let Some(path) = &settings.parking.key_file {
+            origins.insert("parking.key".to_owned(), Origin::File(path.display().to_string()));
+        }
         let shown = show(&settings, &origins);
         Ok(Loaded { settings, shown })
     }

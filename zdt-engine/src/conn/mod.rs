@@ -28,7 +28,7 @@ use crate::proto::websocket::{MessageKind, WebSocket};
 
 pub use answers::BodyLength;
 pub use deadline::{Overdue, Progress};
-pub use persist::{KNOWN_SECTIONS, RestoreError};
+pub use persist::{JSON_CODECS, KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};
 pub use slot::Slot;
 pub use transport::{TAG_TLS, TAG_TLS_INCOMING, Transport};

@@ -6,6 +6,7 @@
 //! Must not know: the envelope, the socket, the session.
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 use super::deadline::Waiting;
 use super::http2::Http2Stack;
@@ -15,6 +16,7 @@ use crate::proto::http1::{self, Http1, Http1Head, Http1State};
 use crate::proto::http2;
 use crate::proto::tls;
 use crate::proto::websocket::{self, WebSocket, WebSocketHead, WebSocketState};
+use crate::state::json::{JsonCodec, head_from_json, head_to_json};
 use crate::state::{Record, StateError, Writer};
 
 /// The stack as a whole: what is below, and where its deadline is.
@@ -37,6 +39,41 @@ pub const KNOWN_SECTIONS: [u16; 7] = [
     TAG_STREAM_WEBSOCKET,
 ];
 
+/// How these sections are shown in JSON.
+pub const JSON_CODECS: [JsonCodec; 3] = [
+    JsonCodec {
+        tag: TAG_CONNECTION,
+        name: "connection",
+        to_json: head_to_json::<ConnectionHead>,
+        from_json: head_from_json::<ConnectionHead>,
+    },
+    JsonCodec {
+        tag: TAG_HTTP1,
+        name: "http1",
+        to_json: |section| {
+            let state = Http1State::from_head(&section.head::<Http1Head>()).ok()?;
+            serde_json::to_value(state).ok()
+        },
+        from_json: |value| {
+            let state: Http1State = serde_json::from_value(value.clone()).ok()?;
+            Some((bytemuck::bytes_of(&state.to_head()).to_vec(), Vec::new()))
+        },
+    },
+    JsonCodec {
+        tag: TAG_WEBSOCKET,
+        name: "websocket",
+        to_json: |section| {
+            let state = WebSocketState::decode(&section.head(), section.tail()).ok()?;
+            serde_json::to_value(state).ok()
+        },
+        from_json: |value| {
+            let state: WebSocketState = serde_json::from_value(value.clone()).ok()?;
+            let (head, tail) = state.parts();
+            Some((bytemuck::bytes_of(&head).to_vec(), tail.concat()))
+        },
+    },
+];
+
 const STAGE_HTTP1: u8 = 0;
 const STAGE_WEBSOCKET: u8 = 1;
 const STAGE_ENDING: u8 = 2;
@@ -52,7 +89,7 @@ const MAX_PENDING_BYTES: usize = 32 << 20;
 
 /// Fixed part of [`TAG_CONNECTION`].
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable, Serialize, Deserialize)]
 struct ConnectionHead {
     /// How long the deadline has been running.
     waited_ms: u64,

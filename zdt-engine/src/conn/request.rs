@@ -81,6 +81,8 @@ impl Head<'_> {
 pub struct Upgrade {
     accept: [u8; 28],
     deflate: Option<(DeflateParams, ExtensionValue)>,
+    /// What the service adds to the answer.
+    extra: Vec<(String, Vec<u8>)>,
 }
 
 /// What the request wants: no WebSocket, one that can be had, or one that it asks for wrongly.
@@ -117,7 +119,7 @@ impl Upgrade {
         } else {
             None
         };
-        Box::new(Self { accept: accepted.accept, deflate })
+        Box::new(Self { accept: accepted.accept, deflate, extra: Vec::new() })
     }
 
     /// The compression that was agreed.
@@ -126,18 +128,21 @@ impl Upgrade {
     }
 
     /// What the answer says in any version of HTTP.
-    pub(super) fn headers<'a>(
-        &'a self,
-        subprotocol: Option<&'a str>,
-    ) -> arrayvec::ArrayVec<(&'a str, &'a [u8]), 3> {
-        let mut headers = arrayvec::ArrayVec::new();
+    pub(super) fn headers<'a>(&'a self, subprotocol: Option<&'a str>) -> Vec<(&'a str, &'a [u8])> {
+        let mut headers: Vec<(&str, &[u8])> = Vec::with_capacity(3 + self.extra.len());
         if let Some(subprotocol) = subprotocol {
             headers.push(("Sec-WebSocket-Protocol", subprotocol.as_bytes()));
         }
         if let Some((_, value)) = &self.deflate {
             headers.push(("Sec-WebSocket-Extensions", value.as_bytes()));
         }
+        headers.extend(self.extra.iter().map(|(name, value)| (name.as_str(), &value[..])));
         headers
+    }
+
+    /// Adds a header field to the answer.
+    pub fn add_header(&mut self, name: &str, value: &[u8]) {
+        self.extra.push((name.to_owned(), value.to_vec()));
     }
 
     /// Writes the 101.

@@ -83,6 +83,9 @@ pub struct Configure {
     pub has_access_log: bool,
     /// User and group ids that the supervisor runs as; only they may reattach.
     pub supervisor_uid: u32,
+    /// What resume tokens are signed with; without, nothing is parked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_secret: Option<Secret>,
 }
 
 /// One end of a channel between a blue and a green worker. Descriptors: the shared memory (memfd);
@@ -178,6 +181,14 @@ pub enum ToWorker {
     Drain {
         /// How long it may last.
         timeout_ms: u64,
+    },
+    /// The answer to [`FromWorker::Unpark`]. Descriptor: a sealed memfd with the record, if there was
+    /// one; the supervisor has it no more.
+    Unparked {
+        /// Of the question.
+        request: u64,
+        /// Whether there was one.
+        found: bool,
     },
     /// Exit now.
     Exit,
@@ -280,6 +291,19 @@ pub enum FromWorker {
     /// See [`ToWorker::Adopt`]. Descriptors: the listeners in their order, then the scoreboard, then
     /// the load array if there is one, then the keys of session tickets if it says so.
     Adopted(Box<Adopted>),
+    /// Sessions whose clients are away. Descriptor: a sealed memfd with their records, one after the
+    /// other ([`crate::state::parked`]).
+    Parked {
+        /// How many.
+        count: u32,
+    },
+    /// A client has shown a token for this session; answered by [`ToWorker::Unparked`].
+    Unpark {
+        /// Echoed in the answer.
+        request: u64,
+        /// 32 hexadecimal digits.
+        id: String,
+    },
     /// The worker cannot go on; it exits.
     Failed {
         /// What, where, what to do.
@@ -289,6 +313,10 @@ pub enum FromWorker {
 
 /// Entries of [`WorkerStatus::service_us`]; the last one counts everything that took longer.
 pub const SERVICE_TIME_BUCKETS: usize = 26;
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// What the outgoing side has done in one reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -368,6 +396,10 @@ pub struct WorkerStatus {
     pub bytes_received: u64,
     /// Bytes sent to clients.
     pub bytes_sent: u64,
+    /// Sessions that were parked.
+    pub parked: u64,
+    /// Parked sessions whose clients came back here.
+    pub resumed: u64,
     /// Present in a gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Box<GatewayStatus>>,

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{ConnectionId, StreamId};
+use super::{ConnectionId, ParkId, StreamId};
 
 /// Length of a response body, known before it begins or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,12 @@ pub trait Actions {
     fn hold_input(&mut self, is_held: bool);
     /// 101 (or 200 in HTTP/2).
     fn accept_websocket(&mut self, subprotocol: Option<&str>);
+    /// See [`Context::add_header`].
+    fn add_header(&mut self, name: &str, value: &[u8]);
+    /// See [`Context::park`].
+    fn park(&mut self) -> Option<String>;
+    /// See [`Context::parked`].
+    fn parked(&mut self, token: &[u8]) -> Option<ParkId>;
     /// A WebSocket message.
     fn send_message(&mut self, text: bool, payload: &[u8]);
     /// Starts the close handshake.
@@ -145,6 +151,44 @@ impl<'a> Context<'a> {
     /// permessage-deflate is negotiated by the engine.
     pub fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         self.actions.accept_websocket(subprotocol);
+    }
+
+    /// Adds a header field to the answer that accepts the WebSocket; to be called before
+    /// [`Context::accept_websocket`].
+    pub fn add_header(&mut self, name: &str, value: &[u8]) {
+        self.actions.add_header(name, value);
+    }
+
+    /// From now on this WebSocket's session is kept when its connection breaks, or when the service
+    /// stops: what [`super::Session::save`] writes, and its timer, for the configured time. The
+    /// client gets it back, once, by showing the token that this returns when it connects again (see
+    /// [`Context::parked`]). Calling it again replaces the token. `None` where parking is switched
+    /// off.
+    ///
+    /// ```
+    /// use zdt_engine::service::{Context, Outcome, Request, Session};
+    ///
+    /// /// Accepts a WebSocket whose session goes on after a broken connection, or a restart.
+    /// fn accept(request: &Request<'_>, context: &mut Context<'_>, new: Box<dyn Session>) -> Outcome {
+    ///     let parked = request.header("x-resume").and_then(|token| context.parked(token));
+    ///     if let Some(token) = context.park() {
+    ///         context.add_header("X-Resume", token.as_bytes());
+    ///     }
+    ///     context.accept_websocket(None);
+    ///     match parked {
+    ///         Some(parked) => Outcome::Resume { parked, otherwise: new },
+    ///         None => Outcome::Session(new),
+    ///     }
+    /// }
+    /// ```
+    pub fn park(&mut self) -> Option<String> {
+        self.actions.park()
+    }
+
+    /// What a client's token names, if this service signed it and its time is not over; whether the
+    /// session is still there shows when it is asked for ([`super::Outcome::Resume`]).
+    pub fn parked(&mut self, token: &[u8]) -> Option<ParkId> {
+        self.actions.parked(token)
     }
 
     /// Sends a text message.

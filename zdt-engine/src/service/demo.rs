@@ -17,6 +17,8 @@ const BIG_CHUNK_BYTES: usize = 32 << 10;
 /// Largest `n` of `GET /big` and largest `chunks` of `GET /stream`.
 const MAX_COUNT: u64 = 1 << 40;
 
+const RESUME_COOKIE: &str = "zdt_resume";
+
 const TEXT: (&str, &[u8]) = ("Content-Type", b"text/plain; charset=utf-8");
 const BYTES: (&str, &[u8]) = ("Content-Type", b"application/octet-stream");
 
@@ -173,8 +175,19 @@ fn websocket(request: &Request<'_>, context: &mut Context<'_>) -> Outcome {
             Outcome::Session(Box::new(EchoSocket))
         }
         "/ws/counter" => {
+            let parked = resume_token(request).and_then(|token| context.parked(token));
+            if let Some(token) = context.park() {
+                let cookie =
+                    format!("{RESUME_COOKIE}={token}; Path=/ws/; HttpOnly; SameSite=Strict");
+                context.add_header("Zdt-Resume", token.as_bytes());
+                context.add_header("Set-Cookie", cookie.as_bytes());
+            }
             accept(context);
-            Outcome::Session(Box::new(Counter { n: 0 }))
+            let otherwise: Box<dyn Session> = Box::new(Counter { n: 0 });
+            match parked {
+                Some(parked) => Outcome::Resume { parked, otherwise },
+                None => Outcome::Session(otherwise),
+            }
         }
         _ => match number(request, "interval_ms", 1_000, 1) {
             Ok(interval_ms) => {
@@ -185,6 +198,16 @@ fn websocket(request: &Request<'_>, context: &mut Context<'_>) -> Outcome {
             Err(()) => bad_number(context),
         },
     }
+}
+
+/// The token of an earlier connection: browsers show it as a cookie, others in a header field.
+fn resume_token<'a>(request: &'a Request<'_>) -> Option<&'a [u8]> {
+    request.header("zdt-resume").or_else(|| {
+        let cookies = request.header("cookie")?.split(|byte| *byte == b';');
+        cookies
+            .map(<[u8]>::trim_ascii)
+            .find_map(|cookie| cookie.strip_prefix(RESUME_COOKIE.as_bytes())?.strip_prefix(b"="))
+    })
 }
 
 fn save_words(values: &[u64], bytes: &mut Vec<u8>) {

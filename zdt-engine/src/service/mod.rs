@@ -99,7 +99,21 @@ pub enum Outcome {
     Done,
     /// The exchange, or the WebSocket, goes on in this session.
     Session(Box<dyn Session>),
+    /// The WebSocket, which has been accepted, goes on with the session that was parked under this
+    /// id (see [`Context::parked`]): [`Service::restore`] rebuilds it, then [`Session::on_resume`] is
+    /// called, then comes what the client has sent meanwhile. If it is not there any more, or cannot
+    /// be restored, `otherwise` takes its place.
+    Resume {
+        /// What the client's token names.
+        parked: ParkId,
+        /// The session of a client that begins anew.
+        otherwise: Box<dyn Session>,
+    },
 }
+
+/// Names a parked session. Whoever has one got it from [`Context::parked`], which checks the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParkId(pub [u8; 16]);
 
 /// One exchange or WebSocket that outlives the call in which it began.
 ///

@@ -7,7 +7,7 @@
 //! | 0 | 4 | magic `ZDTS` |
 //! | 4 | 4 | CRC32C of everything after this field |
 //! | 8 | 2 | format version |
-//! | 10 | 2 | flags, since format 2: 1 zstd, 2 AEAD |
+//! | 10 | 2 | flags, since format 2: 1 zstd, 2 AEAD, 4 JSON |
 //! | 12 | 4 | length of the whole record |
 //! | 16 | 8 | hash of the boot id |
 //! | 24 | 8 | freeze instant, CLOCK_BOOTTIME nanoseconds |
@@ -44,7 +44,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub mod json;
 mod pack;
+pub mod parked;
 mod read;
 mod seal;
 mod write;
@@ -119,6 +121,8 @@ const FLAG_OPTIONAL: u16 = 1;
 const FLAG_ZSTD: u16 = 1;
 /// The body is encrypted, and a tag follows it.
 const FLAG_SEALED: u16 = 2;
+/// The body is JSON.
+const FLAG_JSON: u16 = 4;
 
 /// When a connection was frozen, as the envelope tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

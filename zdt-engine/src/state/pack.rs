@@ -7,8 +7,8 @@
 
 use super::read::{envelope, verify_checksum};
 use super::{
-    ENVELOPE_BYTES, FLAG_SEALED, FLAG_ZSTD, FLAGS_OFFSET, FORMAT_WRAPPED, Integrity, LENGTH_OFFSET,
-    MAX_RECORD_BYTES, PLAIN_LENGTH_OFFSET, StateError,
+    ENVELOPE_BYTES, FLAG_JSON, FLAG_SEALED, FLAG_ZSTD, FLAGS_OFFSET, FORMAT_WRAPPED, Integrity,
+    LENGTH_OFFSET, MAX_RECORD_BYTES, PLAIN_LENGTH_OFFSET, StateError,
 };
 
 /// zstd's fastest level of those that are worth the name: everybody else waits meanwhile.
@@ -31,7 +31,7 @@ impl Packer {
         let Ok(found) = envelope(record) else { return };
         let body = record.len() - ENVELOPE_BYTES;
         if found.format < FORMAT_WRAPPED
-            || found.flags != 0
+            || found.flags & !FLAG_JSON != 0
             || body <= above_bytes
             || body > MAX_PACKED_INPUT
         {
@@ -50,7 +50,7 @@ impl Packer {
         }
         record.truncate(ENVELOPE_BYTES);
         record.extend_from_slice(&self.scratch);
-        put_u16(record, FLAGS_OFFSET, FLAG_ZSTD);
+        put_u16(record, FLAGS_OFFSET, found.flags | FLAG_ZSTD);
         let length = record.len() as u32;
         put_u32(record, LENGTH_OFFSET, length);
         put_u32(record, PLAIN_LENGTH_OFFSET, body as u32);
@@ -74,8 +74,8 @@ impl Unpacker {
         integrity: Integrity,
     ) -> Result<Integrity, StateError> {
         let found = envelope(record)?;
-        if found.flags == 0 {
-            return Ok(integrity); // the parser checks it
+        if found.flags & !FLAG_JSON == 0 {
+            return Ok(integrity); // whoever reads on checks it
         }
         if found.flags & FLAG_SEALED != 0 {
             return Err(StateError::UnsupportedFlags { flags: found.flags });
@@ -103,7 +103,7 @@ impl Unpacker {
         }
         record.truncate(ENVELOPE_BYTES);
         record.extend_from_slice(&body);
-        put_u16(record, FLAGS_OFFSET, 0);
+        put_u16(record, FLAGS_OFFSET, found.flags & FLAG_JSON);
         let length = record.len() as u32;
         put_u32(record, LENGTH_OFFSET, length);
         put_u32(record, PLAIN_LENGTH_OFFSET, 0);

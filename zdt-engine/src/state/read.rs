@@ -5,9 +5,9 @@
 use bytemuck::Pod;
 
 use super::{
-    CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FLAG_SEALED, FLAG_ZSTD, FLAGS_OFFSET, FORMAT_READS,
-    FORMAT_WRAPPED, FreezeInstant, LENGTH_OFFSET, MAGIC, MAX_RECORD_BYTES, MAX_SECTIONS,
-    PLAIN_LENGTH_OFFSET, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
+    CRC_OFFSET, ENVELOPE_BYTES, FLAG_JSON, FLAG_OPTIONAL, FLAG_SEALED, FLAG_ZSTD, FLAGS_OFFSET,
+    FORMAT_READS, FORMAT_WRAPPED, FreezeInstant, LENGTH_OFFSET, MAGIC, MAX_RECORD_BYTES,
+    MAX_SECTIONS, PLAIN_LENGTH_OFFSET, SECTION_ALIGN, SECTION_HEADER_BYTES, checksum,
 };
 
 /// Why a record is refused.
@@ -56,6 +56,9 @@ pub enum StateError {
     /// The compressed body does not become what the envelope says.
     #[error("the state record cannot be decompressed: {0}")]
     Compression(&'static str),
+    /// The JSON body does not become a record.
+    #[error("the state record's JSON is refused: {0}")]
+    Json(&'static str),
     /// The sections do not fill the record exactly, or a header is impossible.
     #[error("the state record's section {index} is malformed")]
     MalformedSection {
@@ -236,11 +239,24 @@ pub(super) fn envelope(bytes: &[u8]) -> Result<Envelope, StateError> {
         return Err(StateError::UnknownFormat { format });
     }
     let flags = u16_at(bytes, FLAGS_OFFSET);
-    let known = if format < FORMAT_WRAPPED { 0 } else { FLAG_ZSTD | FLAG_SEALED };
+    let known = if format < FORMAT_WRAPPED { 0 } else { FLAG_ZSTD | FLAG_SEALED | FLAG_JSON };
     if flags & !known != 0 {
         return Err(StateError::UnsupportedFlags { flags });
     }
     Ok(Envelope { format, flags, plain_bytes: u32_at(bytes, PLAIN_LENGTH_OFFSET) as usize })
+}
+
+/// What an envelope says of the record's length, for records that follow each other.
+pub(super) fn envelope_length(bytes: &[u8]) -> Result<usize, StateError> {
+    if bytes.len() < ENVELOPE_BYTES || bytes[..4] != MAGIC {
+        return Err(StateError::NotARecord);
+    }
+    let claimed = u32_at(bytes, LENGTH_OFFSET);
+    if (claimed as usize) < ENVELOPE_BYTES || claimed as usize > MAX_RECORD_BYTES {
+        let actual = bytes.len() as u64;
+        return Err(StateError::WrongLength { claimed: u64::from(claimed), actual });
+    }
+    Ok(claimed as usize)
 }
 
 /// Holds the checksum against the bytes behind it.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod json;
 mod wrapped;
 
 #[repr(C)]
@@ -188,7 +189,7 @@ fn a_right_checksum_is_not_enough() {
     let error = |bytes: Vec<u8>| Record::parse(&bytes).unwrap_err();
     assert_eq!(error(vec![]), StateError::NotARecord);
     assert_eq!(error(forge(|bytes| bytes[0] = b'z')), StateError::NotARecord);
-    for (format, flags) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)] {
+    for (format, flags) in [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4), (2, 8)] {
         let refused = error(forge(|bytes| {
             bytes[8] = format;
             bytes[10] = flags;

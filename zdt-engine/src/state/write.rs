@@ -55,9 +55,24 @@ impl<'a> Writer<'a> {
         head: &T,
         tail: &[&[u8]],
     ) {
+        self.section_of(tag, version, optional, bytemuck::bytes_of(head), tail);
+    }
+
+    /// Like [`Writer::section`], for a head that is bytes already.
+    ///
+    /// # Panics
+    /// As [`Writer::section`].
+    #[inline]
+    pub fn section_of(
+        &mut self,
+        tag: u16,
+        version: u16,
+        optional: bool,
+        head: &[u8],
+        tail: &[&[u8]],
+    ) {
         self.sections += 1;
         assert!(usize::from(self.sections) <= MAX_SECTIONS, "too many sections");
-        let head = bytemuck::bytes_of(head);
         let len = head.len() + tail.iter().map(|part| part.len()).sum::<usize>();
         assert!(
             self.bytes.len() - self.start + SECTION_HEADER_BYTES + len + SECTION_ALIGN

@@ -18,6 +18,7 @@ use super::handle::{AdminToken, Command, Counters, Readiness, Status, Totals};
 use super::link::LinkEvent;
 use super::listeners::Listeners;
 use super::news::News;
+use super::parking::Parking;
 use super::previous::Build;
 use super::proving::Proving;
 use super::reception::Doors;
@@ -92,6 +93,8 @@ pub(super) struct Core {
     pub unheard: BTreeSet<WorkerId>,
     /// The workers that served were told to end before a reload begins (`zero_downtime = false`).
     pub drained_for_restart: bool,
+    /// Sessions whose clients are away.
+    pub parking: Parking,
     /// The durable state must be written again.
     pub dirty: bool,
     /// Where requests come in, to be passed on to a successor.
@@ -138,6 +141,7 @@ pub(super) struct Setup {
     pub readiness: watch::Sender<Readiness>,
     pub admin_token: watch::Sender<AdminToken>,
     pub news: Rc<News>,
+    pub parking: Parking,
 }
 
 /// What the loop listens to.
@@ -160,6 +164,7 @@ impl Core {
             readiness,
             admin_token,
             news,
+            parking,
         } = setup;
         Core {
             settings,
@@ -195,6 +200,7 @@ impl Core {
             started: Instant::now(),
             readiness,
             admin_token,
+            parking,
             links,
             machine_events: VecDeque::new(),
             pending_actions: VecDeque::new(),
@@ -213,7 +219,7 @@ impl Core {
     /// What a supervisor needs in order to begin again.
     fn into_setup(self) -> Setup {
         let Core { settings, shown, sources, executable_path, run_dir, .. } = self;
-        let Core { links, readiness, admin_token, news, .. } = self;
+        let Core { links, readiness, admin_token, news, parking, .. } = self;
         Setup {
             settings,
             shown,
@@ -224,6 +230,7 @@ impl Core {
             readiness,
             admin_token,
             news,
+            parking,
         }
     }
 
@@ -239,7 +246,8 @@ impl Core {
                 if let Some(predecessor) = self.predecessor.take() {
                     predecessor.dismiss().await;
                 }
-                return result.map(|()| Ending::Stopped);
+                let parked = self.save_parked(inputs).await;
+                return result.and(parked).map(|()| Ending::Stopped);
             }
             if let Some(channel) = self.heir.take()
                 && let Some(estate) = self.hand_over(&channel).await

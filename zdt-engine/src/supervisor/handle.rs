@@ -199,6 +199,9 @@ pub struct Status {
     pub active_connections: u64,
     /// Held requests.
     pub buffered_requests: u64,
+    /// Sessions whose clients are away.
+    #[serde(default)]
+    pub parked_sessions: u64,
     /// By worker id.
     pub worker_stats: BTreeMap<u32, WorkerStats>,
     /// The public sockets.

@@ -21,6 +21,8 @@ pub mod handle;
 mod link;
 mod listeners;
 mod news;
+mod parkfile;
+mod parking;
 mod plan;
 mod preview;
 mod previous;

@@ -13,6 +13,7 @@ use super::control_socket::Passed;
 use super::core::{Core, Ending, Handover, Inputs, Setup};
 use super::handle::{Handle, Readiness, Reply};
 use super::news::News;
+use super::parking::Parking;
 use super::reception::{Doors, Open, Reception, answer_all};
 use super::reloading::{QueuedReload, Wanted};
 use super::rundir::{self, RunDir, RunDirError};
@@ -85,6 +86,7 @@ async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
     let mut reception = Reception::new(Handle::new(commands, readiness_seen, token_seen));
     let mut inputs = Inputs { links: link_events, commands: command_events, signals };
     let news = Rc::new(News::from_environment());
+    let parking = Parking::new(&settings.parking, &run_dir).map_err(other)?;
     let setup = |run_dir| Setup {
         settings,
         shown,
@@ -95,6 +97,7 @@ async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
         readiness,
         admin_token,
         news,
+        parking,
     };
     let (mut core, mut doors) = match heir {
         Some(heir) => accede(heir, setup, &reception).await.map_err(other)?,
@@ -118,7 +121,8 @@ async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
 }
 
 /// A start without anybody who hands over: there was no supervisor, or it is dead.
-async fn begin(setup: Setup) -> Result<(Core, Doors), StartError> {
+async fn begin(mut setup: Setup) -> Result<(Core, Doors), StartError> {
+    setup.parking.open().map_err(StartError::Other)?;
     let admin_address = setup.settings.admin.0;
     let admin = admin_address.map(listen_for_admin).transpose().map_err(StartError::Other)?;
     let predecessor = adopt::find(&setup.run_dir, store::load(&setup.run_dir.state_file())).await;
@@ -155,9 +159,13 @@ async fn accede(
     setup: impl FnOnce(RunDir) -> Setup,
     reception: &Reception,
 ) -> Result<(Core, Doors), String> {
-    let Heir { estate, run_dir, doors, greeted, predecessor } = heir;
+    let Heir { mut estate, run_dir, doors, greeted, predecessor } = heir;
     let mut setup = setup(run_dir);
     estate.will.keep_fixed(&mut setup.settings);
+    if let Err(error) = setup.parking.open() {
+        tracing::error!(error, "parked sessions");
+    }
+    setup.parking.inherit(estate.parked.take());
     // Until the predecessor has gone, the service manager listens to that.
     setup.news.mute(true);
     let request = estate.will.request;

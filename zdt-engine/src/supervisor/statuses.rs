@@ -206,6 +206,7 @@ impl Core {
             strategy: self.settings.strategy.name().to_owned(),
             active_connections,
             buffered_requests,
+            parked_sessions: self.parked_sessions() as u64,
             memory_usage_mb: resident_mb(std::process::id())
                 + worker_stats.values().map(|one| one.memory_usage_mb).sum::<f64>(),
             worker_stats,

@@ -138,6 +138,8 @@ impl Core {
                 self.expect_exit(worker);
             }
             FromWorker::Failed { message } => self.on_failed(worker, &message),
+            FromWorker::Parked { count } => self.on_parked(worker, count, &fds),
+            FromWorker::Unpark { request, id } => self.on_unpark(worker, request, &id),
             FromWorker::Adopted(_) => self.on_adopted_late(worker, &message, fds),
             FromWorker::ChannelFailed { .. } => {
                 // If an end has died, that is the news; its pidfd may not have been read yet.
@@ -228,6 +230,7 @@ impl Core {
             has_totals: self.scoreboard.has_totals(),
             has_access_log: access_log.is_some(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
+            resume_secret: self.parking.resume_secret.clone(),
         };
         let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
         fds.extend(self.steer.load_map());

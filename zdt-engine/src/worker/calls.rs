@@ -20,6 +20,7 @@ use super::access_log::{AccessLog, LogEntry};
 use super::entry::Entry;
 use super::exchange::Exchange;
 use super::inbox::Inbox;
+use super::parking::Parking;
 
 /// What calls need of the worker, apart from the connection.
 struct Calls<'a> {
@@ -29,6 +30,7 @@ struct Calls<'a> {
     status: &'a mut WorkerStatus,
     pushable: &'a mut HashMap<u64, usize>,
     log: Option<&'a mut AccessLog>,
+    parking: &'a mut Parking,
 }
 
 /// A stream that is called, and what its answer is added to.
@@ -72,6 +74,7 @@ impl Calls<'_> {
             target.entry.places.at(target.slot).log = Some(LogEntry::new(head));
         }
         let expects_continue = head.expects_continue();
+        let key = target.key;
         self.call(target, |_, exchange| {
             exchange.upgrade = upgrade;
             exchange.expects_continue = expects_continue;
@@ -96,6 +99,11 @@ impl Calls<'_> {
                         exchange.connection.send_continue(exchange.slot, exchange.out);
                     }
                     Some(session)
+                }
+                Outcome::Resume { parked, otherwise } => {
+                    let at = (key, exchange.id, exchange.slot);
+                    let now_ms = exchange.environment.now_ms;
+                    Some(exchange.parking.ask(parked, otherwise, at, now_ms))
                 }
             }
         });
@@ -140,6 +148,8 @@ impl Calls<'_> {
             id: entry.id,
             worker: self.worker,
             inbox: self.inbox,
+            ticket: &mut place.ticket,
+            parking: &mut *self.parking,
             is_pushable: false,
             messages_sent: 0,
             has_failed: false,
@@ -217,13 +227,21 @@ impl Worker {
             pushable,
             access_log,
             fields,
+            parking,
             ..
         } = self;
         let entry = &mut entries[key];
         let config = &configure.config;
         let environment = Environment::new(config, *now_ms, date.value());
-        let mut calls =
-            Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
+        let mut calls = Calls {
+            environment,
+            worker: *info,
+            inbox,
+            status,
+            pushable,
+            parking,
+            log: access_log.as_mut(),
+        };
         let queued = entry.queued();
         while out.len() + queued <= config.limits.send_queue_bytes as usize {
             let Some((slot, event)) = entry.connection.next_event(input, &environment, out, fields)
@@ -293,6 +311,7 @@ impl Worker {
             status,
             inbox,
             pushable,
+            parking,
             access_log,
             ..
         } = self;
@@ -304,8 +323,15 @@ impl Worker {
         let queued = entry.queued();
         let was_blocked = !entry.connection.wants_input();
         let environment = Environment::new(&configure.config, *now_ms, date.value());
-        let mut calls =
-            Calls { environment, worker: *info, inbox, status, pushable, log: access_log.as_mut() };
+        let mut calls = Calls {
+            environment,
+            worker: *info,
+            inbox,
+            status,
+            pushable,
+            parking,
+            log: access_log.as_mut(),
+        };
         calls.session(Target { key, entry: &mut *entry, slot, out: &mut out }, call);
         entry.connection.after_input();
         entry.connection.on_progress(&environment, Progress::None, !out.is_empty() || queued > 0);

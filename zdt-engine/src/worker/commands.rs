@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::control::{
     Adopted, FromWorker, Hello, MAX_MESSAGE_BYTES, OpenChannel, PROTOCOL_VERSIONS, ToWorker,
 };
@@ -16,6 +18,7 @@ use zeroize::Zeroize;
 
 use crate::handoff::{Channel, Descriptors};
 use crate::shm::channel::ChannelMemory;
+use crate::shm::read_sealed;
 use crate::uring::Operation;
 use crate::{fdpass, state, sys};
 
@@ -90,6 +93,22 @@ impl Worker {
         if let Some(link) = self.links.iter_mut().find(|link| link.active) {
             link.send(message, &[]);
         }
+    }
+
+    /// Tells the supervisor something that has a descriptor, now or not at all.
+    pub(super) fn try_tell(&mut self, message: &FromWorker, descriptor: OwnedFd) -> bool {
+        let Some(link) = self.links.iter().find(|link| link.active) else { return false };
+        let bytes = encode(message);
+        fdpass::send(link.socket.as_fd(), &[IoSlice::new(&bytes)], &[descriptor.as_fd()]).is_ok()
+    }
+
+    /// Waits until the supervisor may be told something again. False: there is none.
+    pub(super) fn wait_for_supervisor(&mut self) -> bool {
+        let Some(link) = self.links.iter().find(|link| link.active) else { return false };
+        let mut polled = [PollFd::new(link.socket.as_fd(), PollFlags::POLLOUT)];
+        let outcome = poll(&mut polled, PollTimeout::from(100u16));
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        outcome.is_ok() && !polled[0].revents().is_some_and(|events| events.intersects(gone))
     }
 
     /// Sends what a slow supervisor had no room for.
@@ -208,7 +227,6 @@ impl Worker {
             ToWorker::Commit { reload, drain_ms } => self.commit(reload, drain_ms),
             ToWorker::TicketKeys => self.on_ticket_keys(&descriptors),
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
-            ToWorker::Exit => self.exit = true,
             ToWorker::Rehearse { request } => self.begin_rehearsal(request),
             ToWorker::Routes { routes } => self.with_gateway(|core| core.apply(&routes)),
             ToWorker::FlushQueue { route } => {
@@ -217,6 +235,17 @@ impl Worker {
             ToWorker::LeaveUpstream { url, reconnect, over_ms } => {
                 let how = if reconnect { Leaving::Reconnect } else { Leaving::Close };
                 self.with_gateway(|core| core.leave(&url, how, over_ms));
+            }
+            ToWorker::Exit => {
+                self.park_everything();
+                self.exit = true;
+            }
+            ToWorker::Unparked { request, found } => {
+                let record = descriptors
+                    .first()
+                    .filter(|_| found)
+                    .and_then(|memfd| read_sealed(memfd.as_fd(), state::MAX_RECORD_BYTES).ok());
+                self.on_unparked(request, record);
             }
             ToWorker::Status { request } => {
                 let status = Box::new(self.full_status());

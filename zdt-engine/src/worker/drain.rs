@@ -111,6 +111,7 @@ impl Worker {
         if entry.connection.protocol() == "tunnel" {
             return self.close_tunnel(key);
         }
+        self.park(key, slot);
         self.with_connection(key, |connection, environment, out| {
             connection.close_websocket(slot, environment, out, code, "going away");
             connection.close_after_response(out);

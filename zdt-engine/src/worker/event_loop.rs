@@ -46,12 +46,14 @@ impl Worker {
             self.advance_drain();
             self.advance_rehearsal();
             self.flush_log();
+            self.advance_parking();
             self.flush_control();
             self.publish_totals();
             let slot = self.scoreboard_slot();
             slot.heartbeat_ms.store(self.now_ms, std::sync::atomic::Ordering::Relaxed);
         }
         self.finish_log();
+        self.flush_parking();
         Ok(())
     }
 
@@ -65,6 +67,7 @@ impl Worker {
             self.drain_due_ms(),
             self.rehearsal_due_ms(),
             self.log_due_ms(),
+            self.parking.due_ms(),
         ] {
             due_ms = due_ms.min(other.unwrap_or(u64::MAX));
         }

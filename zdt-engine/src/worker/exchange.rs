@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crate::conn::{self, Connection, Environment, Slot, Upgrade};
 use crate::proto::websocket::MessageKind;
-use crate::service::{Actions, BodyLength, ConnectionId, PushSink, StreamId, WorkerInfo};
+use crate::service::{Actions, BodyLength, ConnectionId, ParkId, PushSink, StreamId, WorkerInfo};
 
 use super::inbox::Inbox;
+use super::parking::{Parking, Ticket};
 
 /// Parts of an entry that a service may change, during one call.
 pub struct Exchange<'a> {
@@ -31,6 +32,8 @@ pub struct Exchange<'a> {
     pub id: ConnectionId,
     pub worker: WorkerInfo,
     pub inbox: &'a Arc<Inbox>,
+    pub ticket: &'a mut Option<Box<Ticket>>,
+    pub parking: &'a mut Parking,
     /// Set when the service asked for a [`crate::service::Pusher`].
     pub is_pushable: bool,
     /// Messages sent in this call, for the counters.
@@ -137,6 +140,23 @@ impl Actions for Exchange<'_> {
             None => false,
         };
         self.check(done, "a WebSocket accepted that nobody asked for");
+    }
+
+    fn add_header(&mut self, name: &str, value: &[u8]) {
+        match &mut self.upgrade {
+            Some(upgrade) => upgrade.add_header(name, value),
+            None => self.check(false, "a header field for a WebSocket that nobody asked for"),
+        }
+    }
+
+    fn park(&mut self) -> Option<String> {
+        let (ticket, token) = self.parking.ticket()?;
+        *self.ticket = Some(Box::new(ticket));
+        Some(token)
+    }
+
+    fn parked(&mut self, token: &[u8]) -> Option<ParkId> {
+        self.parking.check(token)
     }
 
     fn send_message(&mut self, text: bool, payload: &[u8]) {

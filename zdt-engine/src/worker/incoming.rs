@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use crate::conn::{Environment, ReceiveEnd};
 use crate::control::{FromWorker, IncomingReport};
 use crate::handoff::{Arrival, Received};
-use crate::sys;
+use crate::{state, sys};
 
 use super::Worker;
 use super::entry::Moving;
@@ -119,7 +119,10 @@ impl Worker {
             let Self { channels, unpacker, service, .. } = self;
             let unwrapped = channels[index]
                 .unseal(sequence, &mut bytes)
-                .and_then(|integrity| unpacker.unpack(&mut bytes, integrity));
+                .and_then(|integrity| unpacker.unpack(&mut bytes, integrity))
+                .and_then(|integrity| {
+                    state::json::from_json(&mut bytes, integrity, &record::JSON_CODECS)
+                });
             let restored = unwrapped.map_err(record::RestoreError::from).and_then(|integrity| {
                 record::restore(&bytes, integrity, &environment, service.as_mut())
             });

@@ -18,6 +18,7 @@
 //! | `tls` | handshakes, records in and out |
 //! | `record` | one connection as a state record |
 //! | `rehearsal` | what a handoff would move, tried aside |
+//! | `parking`, `resume_token` | sessions whose clients are away |
 //! | `inbox` | messages from other threads |
 //! | `pace` | a share of a CPU |
 //!
@@ -36,10 +37,12 @@ mod inbox;
 mod incoming;
 mod outgoing;
 mod pace;
+mod parking;
 mod places;
 mod preface;
 mod record;
 mod rehearsal;
+mod resume_token;
 mod startup;
 mod timers;
 mod tls;
@@ -116,6 +119,7 @@ struct Worker {
     channels: Slab<Channel>,
     job: Option<HandoffJob>,
     intake: Intake,
+    parking: parking::Parking,
     packer: state::Packer,
     unpacker: state::Unpacker,
     rehearsals: std::collections::VecDeque<rehearsal::Rehearsal>,

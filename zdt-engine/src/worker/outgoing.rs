@@ -5,6 +5,7 @@
 //!
 //! Must not know: what a connection speaks.
 
+use crate::config::Encoding;
 use crate::control::{FromWorker, HandoffReport};
 use crate::handoff::{Answer, OfferError, Phase};
 use crate::registry::{Mark, Order};
@@ -454,6 +455,10 @@ impl Worker {
         let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
         // Half of what is large about a TLS connection is ciphertext; and its secrets are not copied around.
         let is_secret = self.entries[key].transport.is_secret();
+        if saved.is_ok() && !is_secret && self.configure.config.state.encoding == Encoding::Json {
+            // What cannot be shown goes as it is.
+            state::json::to_json(&mut bytes, &record::JSON_CODECS);
+        }
         if saved.is_ok() && !is_secret && self.configure.config.state.compression {
             let above_bytes = self.configure.config.state.compress_above_bytes as usize;
             self.packer.pack(&mut bytes, above_bytes);

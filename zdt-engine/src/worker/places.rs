@@ -9,6 +9,7 @@ use crate::conn::Slot;
 use crate::service::Session;
 
 use super::access_log::LogEntry;
+use super::parking::Ticket;
 
 /// What a worker keeps for one stream.
 pub struct Place {
@@ -20,12 +21,14 @@ pub struct Place {
     pub wants_room: bool,
     /// What the access log will say of the exchange.
     pub log: Option<Box<LogEntry>>,
+    /// Under which name the session is kept if its client goes away.
+    pub ticket: Option<Box<Ticket>>,
 }
 
 impl Place {
     /// Nobody is there.
     pub const EMPTY: Self =
-        Self { session: None, timer_due_ms: u64::MAX, wants_room: false, log: None };
+        Self { session: None, timer_due_ms: u64::MAX, wants_room: false, log: None, ticket: None };
 
     /// The stream has ended: nothing is kept, nothing is waited for.
     pub fn clear(&mut self) -> Option<Box<dyn Session>> {
@@ -81,6 +84,11 @@ impl Places {
     /// The next one with a session, from that slot on.
     pub fn with_session(&self, from: Slot) -> Option<Slot> {
         self.find(from, |place| place.session.is_some())
+    }
+
+    /// The next one whose session is kept if its client goes away, from that slot on.
+    pub fn with_ticket(&self, from: Slot) -> Option<Slot> {
+        self.find(from, |place| place.ticket.is_some() && place.session.is_some())
     }
 
     /// The next one whose session waits for room, from that slot on.

@@ -6,17 +6,23 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use zeroize::Zeroize;
 
 use crate::conn::{self, Connection, Environment, Slot, TAG_TLS, TAG_TLS_INCOMING, Transport};
 use crate::proto::tls::TlsHead;
-use crate::service::{Busy, SavedSession, Service, Session};
-use crate::state::{self, FreezeInstant, Integrity, Record, StateError, Writer};
+use crate::service::{Busy, ParkId, SavedSession, Service, Session};
+use crate::state::json::{JsonCodec, Parts, head_from_json, head_to_json};
+use crate::state::{self, FreezeInstant, Integrity, Record, Section, StateError, Writer};
 use crate::sys;
 
 use super::access_log::{LogEntry, TAG_LOG};
 use super::entry::Entry;
+use super::parking::Ticket;
 use super::places::Place;
 use super::preface::{Preface, TAG_PREFACE};
 
@@ -26,6 +32,8 @@ const TAG_ENTRY: u16 = 16;
 const TAG_UNSENT: u16 = 17;
 /// The session: kind, then what it saved.
 const TAG_SESSION: u16 = 18;
+/// Under which name the session is kept if its client goes away; optional.
+const TAG_TICKET: u16 = 19;
 
 /// The session of one stream of HTTP/2: kind, then what it saved.
 const TAG_STREAM_SESSION: u16 = 20;
@@ -60,7 +68,7 @@ const FLAG_WANTS_ROOM: u16 = 4;
 
 /// Fixed part of [`TAG_ENTRY`].
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable, Serialize, Deserialize)]
 struct EntryHead {
     id: u64,
     /// Until the session's timer is due.
@@ -95,6 +103,61 @@ struct StreamSessionHead {
 }
 
 const _: () = assert!(size_of::<StreamSessionHead>() == 24);
+/// [`TAG_TICKET`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable, Serialize, Deserialize)]
+struct TicketHead {
+    id: [u8; 16],
+    expires_unix_s: u64,
+}
+
+/// [`TAG_SESSION`] in JSON; what the session saved is its own business.
+#[derive(Serialize, Deserialize)]
+struct SessionJson {
+    kind: String,
+    version: u16,
+    saved: String,
+}
+
+/// How the sections of a connection's record are shown in JSON; the others as bytes.
+pub const JSON_CODECS: [JsonCodec; 6] = {
+    let [connection, http1, websocket] = conn::JSON_CODECS;
+    let entry = JsonCodec {
+        tag: TAG_ENTRY,
+        name: "entry",
+        to_json: head_to_json::<EntryHead>,
+        from_json: head_from_json::<EntryHead>,
+    };
+    let session = JsonCodec {
+        tag: TAG_SESSION,
+        name: "session",
+        to_json: session_to_json,
+        from_json: session_from_json,
+    };
+    let ticket = JsonCodec {
+        tag: TAG_TICKET,
+        name: "ticket",
+        to_json: head_to_json::<TicketHead>,
+        from_json: head_from_json::<TicketHead>,
+    };
+    [connection, http1, websocket, entry, session, ticket]
+};
+
+fn session_to_json(section: &Section<'_>) -> Option<Value> {
+    let head: SessionHead = section.head();
+    let (kind, saved) = section.tail().split_at_checked(usize::from(head.kind_bytes))?;
+    let kind = std::str::from_utf8(kind).ok()?.to_owned();
+    let saved = STANDARD.encode(saved);
+    serde_json::to_value(SessionJson { kind, version: head.version, saved }).ok()
+}
+
+fn session_from_json(value: &Value) -> Option<Parts> {
+    let SessionJson { kind, version, saved } = serde_json::from_value(value.clone()).ok()?;
+    let head = SessionHead { kind_bytes: u16::try_from(kind.len()).ok()?, version };
+    let mut tail = kind.into_bytes();
+    tail.extend_from_slice(&STANDARD.decode(saved).ok()?);
+    Some((bytemuck::bytes_of(&head).to_vec(), tail))
+}
 
 /// Why a record is refused.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +260,10 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
             let head = SessionHead { kind_bytes: kind.len() as u16, version };
             writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), saved]);
         })?;
+        if let Some(ticket) = &only.ticket {
+            let Ticket { id, expires_unix_s } = **ticket;
+            writer.section(TAG_TICKET, 1, true, &TicketHead { id: id.0, expires_unix_s }, &[]);
+        }
     }
     writer.finish_unchecked(format);
     Ok(())
@@ -332,6 +399,11 @@ pub fn restore_at(
         let place = entry.places.at(slot);
         place.session = Some(session);
         place.restore_wishes(head.timer_remaining_ms, head.flags, &since);
+    }
+    if let Some(section) = record.section(TAG_TICKET) {
+        let TicketHead { id, expires_unix_s } = section.head();
+        let ticket = Ticket { id: ParkId(id), expires_unix_s };
+        entry.places.at(Slot::ONLY).ticket = Some(Box::new(ticket));
     }
     entry.frozen_ns = record.freeze().boottime_ns;
     Ok(Restored(entry))

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slab::Slab;
+use zeroize::Zeroize;
 
 use crate::config::AccessLogFormat;
 use crate::config::{Confinement, LogFormat, SeccompMode, WorkerConfig};
@@ -162,7 +163,9 @@ fn receive(control: &OwnedFd) -> Result<(ToWorker, Vec<OwnedFd>), StartupError> 
             Err(error) => return Err(error.into()),
             Ok(received) if received.bytes == 0 => return Err(StartupError::Closed),
             Ok(received) => {
-                return Ok((serde_json::from_slice(&bytes[..received.bytes])?, descriptors));
+                let message = serde_json::from_slice(&bytes[..received.bytes]);
+                bytes.zeroize(); // it may have held a key
+                return Ok((message?, descriptors));
             }
         }
     }
@@ -170,7 +173,7 @@ fn receive(control: &OwnedFd) -> Result<(ToWorker, Vec<OwnedFd>), StartupError> 
 
 impl Worker {
     fn new(
-        configure: Configure,
+        mut configure: Configure,
         mut descriptors: Vec<OwnedFd>,
         services: &Services,
     ) -> Result<Self, StartupError> {
@@ -232,6 +235,10 @@ impl Worker {
         let inbox = Arc::new(Inbox::new()?);
         ring.poll_multishot(reattach.as_fd(), Token::Reattach.pack());
         ring.poll_multishot(inbox.wake(), Token::Inbox.pack());
+        // It ends here: what a later supervisor is told has none.
+        let secret = configure.resume_secret.take().filter(|_| configure.config.parking.enabled);
+        let tokens = secret.as_ref().map(super::resume_token::TokenKey::new);
+        let parking = super::parking::Parking::new(tokens, &configure.config.parking);
         let mut date = DateCache::default();
         date.refresh();
         let confinement = &configure.config.confinement;
@@ -274,6 +281,7 @@ impl Worker {
             channels: Slab::new(),
             job: None,
             intake: Intake::new(),
+            parking,
             packer: Default::default(),
             unpacker: Default::default(),
             rehearsals: Default::default(),

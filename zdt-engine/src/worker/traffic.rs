@@ -432,6 +432,7 @@ impl Worker {
 
     pub(super) fn end_sessions(&mut self, key: usize) {
         self.log_all(key);
+        self.park_sessions(key);
         let entry = &mut self.entries[key];
         for mut session in entry.places.clear_all() {
             session.on_close();

@@ -61,6 +61,17 @@ fn uncompressed_records_go_there_and_back() {
     there_and_back(2, &Secrets::random(), &options);
 }
 
+#[test]
+fn json_records_go_there_and_back() {
+    let mut options = Options::default();
+    options.config.state.encoding = zdt_engine::config::Encoding::Json;
+    for secrets in [Secrets::random(), Secrets::default()] {
+        there_and_back(2, &secrets, &options);
+    }
+    // To a build that knows nothing of it the old encoding is spoken.
+    there_and_back(1, &Secrets::default(), &options);
+}
+
 /// Green is told other secrets than blue: no record opens, and nobody loses a connection.
 #[test]
 fn what_does_not_open_stays_with_its_owner() {

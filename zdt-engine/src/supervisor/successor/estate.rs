@@ -103,6 +103,8 @@ pub struct Estate {
     pub control: OwnedFd,
     /// The admin endpoint's listener.
     pub admin: Option<OwnedFd>,
+    /// Parked sessions, if any are kept.
+    pub parked: Option<OwnedFd>,
     /// In the order of the will's state.
     pub listeners: Vec<OwnedFd>,
 }
@@ -117,8 +119,11 @@ impl Estate {
         let mut fds: Vec<BorrowedFd<'_>> =
             vec![will.as_fd(), self.lock.as_fd(), self.board.as_fd(), self.control.as_fd()];
         fds.extend(self.admin.as_ref().map(AsFd::as_fd));
+        fds.extend(self.parked.as_ref().map(AsFd::as_fd));
         let (has_admin, listeners) = (self.admin.is_some(), self.listeners.len());
-        channel.send(&ToSuccessor::Estate { has_admin, listeners }, &fds).await?;
+        let has_parked = self.parked.is_some();
+        let message = ToSuccessor::Estate { has_admin, has_parked, listeners };
+        channel.send(&message, &fds).await?;
         for part in self.listeners.chunks(MAX_MESSAGE_FDS) {
             let fds: Vec<BorrowedFd<'_>> = part.iter().map(AsFd::as_fd).collect();
             channel.send(&ToSuccessor::Listeners, &fds).await?;
@@ -134,16 +139,19 @@ impl Estate {
         channel: &Channel<FromSuccessor, ToSuccessor>,
     ) -> Result<Option<Estate>, String> {
         let broken = |error: io::Error| format!("the handoff socket: {error}");
-        let (has_admin, count, mut fds) = match channel.receive().await.map_err(broken)? {
-            None => return Ok(None),
-            Some((ToSuccessor::Estate { has_admin, listeners }, fds)) => {
-                (has_admin, listeners, fds)
-            }
-            Some((other, _)) => return Err(format!("the estate was expected, not {other:?}")),
-        };
-        if fds.len() != 4 + usize::from(has_admin) || count > MAX_LISTENERS {
+        let (has_admin, has_parked, count, mut fds) =
+            match channel.receive().await.map_err(broken)? {
+                None => return Ok(None),
+                Some((ToSuccessor::Estate { has_admin, has_parked, listeners }, fds)) => {
+                    (has_admin, has_parked, listeners, fds)
+                }
+                Some((other, _)) => return Err(format!("the estate was expected, not {other:?}")),
+            };
+        let expected = 4 + usize::from(has_admin) + usize::from(has_parked);
+        if fds.len() != expected || count > MAX_LISTENERS {
             return Err(format!("an estate of {} descriptors and {count} listeners", fds.len()));
         }
+        let parked = if has_parked { fds.pop() } else { None };
         let admin = has_admin.then(|| fds.remove(4));
         let [will, lock, board, control] = <[OwnedFd; 4]>::try_from(fds)
             .map_err(|fds| format!("{} descriptors where 4 were expected", fds.len()))?;
@@ -165,7 +173,7 @@ impl Estate {
                 listeners.len()
             ));
         }
-        Ok(Some(Estate { will, lock, board, control, admin, listeners }))
+        Ok(Some(Estate { will, lock, board, control, admin, parked, listeners }))
     }
 }
 
@@ -216,6 +224,7 @@ impl Core {
             board: self.scoreboard.as_fd().try_clone_to_owned()?,
             control: doors.control.try_clone()?,
             admin: doors.admin.as_ref().map(OwnedFd::try_clone).transpose()?,
+            parked: self.parking.leave()?,
             listeners: listeners.collect::<io::Result<_>>()?,
         })
     }
@@ -279,6 +288,7 @@ mod tests {
             board: null(),
             control: null(),
             admin: Some(null()),
+            parked: None,
             listeners: (0..listeners).map(|_| null()).collect(),
         }
     }
@@ -326,7 +336,8 @@ mod tests {
             assert!(error.contains("2 listeners are named, 1 came"), "{error}");
 
             let (ours, theirs) = ends();
-            let message = ToSuccessor::Estate { has_admin: false, listeners: usize::MAX };
+            let message =
+                ToSuccessor::Estate { has_admin: false, has_parked: false, listeners: usize::MAX };
             ours.send(&message, &[]).await.unwrap();
             assert!(Estate::receive(&theirs).await.is_err());
 

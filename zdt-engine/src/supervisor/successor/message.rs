@@ -58,10 +58,14 @@ pub enum ToSuccessor {
     /// Answers the successor's.
     Hello(Hello),
     /// Descriptors: the [`super::Will`] (sealed memory), the lock of the run directory, the
-    /// scoreboard, the control socket, and the admin endpoint's listener if there is one.
+    /// scoreboard, the control socket, the admin endpoint's listener if there is one, and the parked
+    /// sessions (sealed memory) if any are kept.
     Estate {
-        /// Whether the last one is there.
+        /// Whether the listener is there.
         has_admin: bool,
+        /// Whether the parked sessions are.
+        #[serde(default)]
+        has_parked: bool,
         /// So many listening sockets follow, in the order of the will.
         listeners: usize,
     },
@@ -118,6 +122,9 @@ mod tests {
     fn unknown_fields_are_ignored() {
         let text = r#"{"type":"estate","has_admin":true,"listeners":2,"later":[1]}"#;
         let message: ToSuccessor = serde_json::from_str(text).unwrap();
-        assert_eq!(message, ToSuccessor::Estate { has_admin: true, listeners: 2 });
+        assert_eq!(
+            message,
+            ToSuccessor::Estate { has_admin: true, has_parked: false, listeners: 2 }
+        );
     }
 }

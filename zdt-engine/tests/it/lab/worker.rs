@@ -132,6 +132,7 @@ impl TestWorker {
             has_totals: false,
             has_access_log: false,
             supervisor_uid: nix::unistd::geteuid().as_raw(),
+            resume_secret: None,
         };
         let reattach = abstract_listener();
         let mut descriptors = vec![reattach.as_fd(), worker.scoreboard.as_fd()];

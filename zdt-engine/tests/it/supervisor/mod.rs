@@ -5,6 +5,7 @@ mod configuration;
 mod crashes;
 pub mod engine;
 mod limits;
+mod parking;
 mod privileges;
 mod reloads;
 mod replacement;

@@ -1,0 +1,393 @@
+//! Parked sessions: taken from the workers, given back once, kept within bounds, written down at a
+//! stop.
+//!
+//! A session is a record that nobody looks into here beyond its id and its end.
+//!
+//! Must not know: what a session is, what a token looks like.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use zeroize::Zeroizing;
+
+use super::WorkerId;
+use super::core::{Core, Inputs};
+use super::parkfile::{self, FileError};
+use super::rundir;
+use super::signals::SignalEvent;
+use crate::config::ParkingSettings;
+use crate::control::{ToWorker, hex};
+use crate::shm::{read_sealed, sealed_copy};
+use crate::state::parked::{Parked, split_record};
+use crate::state::{Integrity, Secret, Unpacker, derive};
+use crate::sys;
+
+/// Largest memfd that a worker may send.
+const MAX_BATCH_BYTES: usize = 64 << 20;
+/// Largest memfd that a predecessor may leave.
+const MAX_ESTATE_BYTES: usize = 1 << 30;
+/// How long a file that cannot be written is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+type Id = [u8; 16];
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+struct Session {
+    expires_unix_s: u64,
+    record: Vec<u8>,
+}
+
+/// The sessions, within their bounds.
+pub(super) struct Store {
+    max_sessions: usize,
+    max_bytes: usize,
+    sessions: HashMap<Id, Session>,
+    /// The first to be over comes first.
+    by_end: BTreeSet<(u64, Id)>,
+    bytes: usize,
+    evicted: u64,
+}
+
+impl Store {
+    fn new(settings: &ParkingSettings) -> Self {
+        Self {
+            max_sessions: settings.max_sessions as usize,
+            max_bytes: usize::try_from(settings.max_bytes).unwrap_or(usize::MAX),
+            sessions: HashMap::new(),
+            by_end: BTreeSet::new(),
+            bytes: 0,
+            evicted: 0,
+        }
+    }
+
+    /// Keeps a session; those that would be over first make room.
+    fn insert(&mut self, id: Id, session: Session) {
+        self.take(&id);
+        self.bytes += session.record.len();
+        self.by_end.insert((session.expires_unix_s, id));
+        self.sessions.insert(id, session);
+        while self.sessions.len() > self.max_sessions || self.bytes > self.max_bytes {
+            let Some(&(_, first)) = self.by_end.first() else { break };
+            self.take(&first);
+            self.evicted += 1;
+        }
+    }
+
+    fn take(&mut self, id: &Id) -> Option<Session> {
+        let session = self.sessions.remove(id)?;
+        self.by_end.remove(&(session.expires_unix_s, *id));
+        self.bytes -= session.record.len();
+        Some(session)
+    }
+
+    fn forget_expired(&mut self, now_unix_s: u64) {
+        while let Some(&(end, id)) = self.by_end.first()
+            && end <= now_unix_s
+        {
+            self.take(&id);
+        }
+    }
+
+    /// Takes records that follow each other in; returns how many there were, and what was wrong.
+    fn insert_all(&mut self, mut bytes: &[u8]) -> (u32, Result<(), String>) {
+        let mut count = 0;
+        let mut unpacker = Unpacker::default();
+        while !bytes.is_empty() {
+            let record = match split_record(bytes) {
+                Ok((record, rest)) => {
+                    bytes = rest;
+                    record
+                }
+                Err(error) => return (count, Err(error.to_string())),
+            };
+            let mut plain = record.to_vec();
+            match Parked::read(&mut plain, Integrity::Unknown, &mut unpacker) {
+                Ok(parked) => {
+                    let expires_unix_s = parked.head.expires_unix_s;
+                    let session = Session { expires_unix_s, record: record.to_vec() };
+                    self.insert(parked.head.id, session);
+                    count += 1;
+                }
+                Err(error) => return (count, Err(error.to_string())),
+            }
+        }
+        (count, Ok(()))
+    }
+}
+
+/// All that the supervisor has for parked sessions.
+pub(super) struct Parking {
+    pub store: Store,
+    directory: PathBuf,
+    /// Without, nothing is written.
+    key: Option<Secret>,
+    /// What resume tokens are signed with: the same after a restart if there is a key.
+    pub resume_secret: Option<Secret>,
+}
+
+impl Parking {
+    /// With nothing in it yet.
+    ///
+    /// # Errors
+    /// If the kernel has no random numbers.
+    pub fn new(settings: &ParkingSettings, run_dir: &Path) -> Result<Self, String> {
+        let directory = settings.path.clone().unwrap_or_else(|| run_dir.to_owned());
+        let key = settings.key.as_ref().and_then(|key| Some(Secret::new(*key.key_bytes()?)));
+        let resume_secret = match &key {
+            _ if !settings.enabled => None,
+            Some(key) => Some(derive(key, b"zdt resume tokens", &[b"version 1"])),
+            None => Some(Secret::new(sys::random_bytes().map_err(|error| error.to_string())?)),
+        };
+        Ok(Self { store: Store::new(settings), directory, key, resume_secret })
+    }
+
+    /// Reads what an earlier supervisor has left at its stop. The run directory is locked by now.
+    ///
+    /// # Errors
+    /// If the directory is not fit to be used.
+    pub fn open(&mut self) -> Result<(), String> {
+        if self.resume_secret.is_some() && self.key.is_some() {
+            parkfile::prepare(&self.directory)
+                .and_then(|()| rundir::check(&self.directory).map_err(|error| error.to_string()))
+                .map_err(|error| format!("parking.path (CONNECTION_STATE_PATH): {error}"))?;
+            self.load();
+        }
+        Ok(())
+    }
+
+    /// For a successor: the secret of the tokens, then all records.
+    ///
+    /// # Errors
+    /// When out of memory or descriptors.
+    pub fn leave(&self) -> std::io::Result<Option<OwnedFd>> {
+        let Some(secret) = &self.resume_secret else { return Ok(None) };
+        let mut parts: Vec<&[u8]> = vec![secret.bytes()];
+        parts.extend(self.store.sessions.values().map(|session| &session.record[..]));
+        // One write takes so many parts at most.
+        let bytes = Zeroizing::new(parts.concat());
+        sealed_copy("zdt-parked", &[&bytes]).map(Some)
+    }
+
+    /// Takes over what a predecessor has left.
+    pub fn inherit(&mut self, memfd: Option<OwnedFd>) {
+        let Some(memfd) = memfd.filter(|_| self.resume_secret.is_some()) else { return };
+        let bytes = match read_sealed(memfd.as_fd(), MAX_ESTATE_BYTES) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) => return tracing::error!(%error, "the predecessor's parked sessions"),
+        };
+        let Some((secret, records)) = bytes.split_first_chunk() else { return };
+        if self.key.is_none() {
+            self.resume_secret = Some(Secret::new(*secret)); // its clients' tokens stay good
+        }
+        if let (taken, Err(error)) = self.store.insert_all(records) {
+            tracing::error!(taken, error, "the predecessor's parked sessions");
+        }
+    }
+
+    fn load(&mut self) {
+        let Some(key) = &self.key else { return };
+        let path = parkfile::path(&self.directory);
+        let loaded = match parkfile::load(&path, key) {
+            Ok(None) => return,
+            Ok(Some(loaded)) => loaded,
+            Err(error) => parkfile::Loaded { records: Vec::new(), problem: Some(error) },
+        };
+        let total = loaded.records.len();
+        for record in &loaded.records {
+            if let (_, Err(error)) = self.store.insert_all(record) {
+                tracing::warn!(error, "a parked session cannot be read");
+            }
+        }
+        self.store.forget_expired(unix_s());
+        let kept = self.store.sessions.len();
+        tracing::info!(path = %path.display(), kept, expired = total - kept.min(total), "parked sessions read");
+        match loaded.problem {
+            // Good for one return only: what was read may not be read again.
+            None => parkfile::remove(&path),
+            Some(problem) => {
+                let aside = parkfile::set_aside(&path);
+                let aside =
+                    aside.as_ref().map_or("where it is".into(), |path| path.display().to_string());
+                tracing::error!(path = %path.display(), aside, "{problem}; what could not be read is lost to the clients, the file is kept");
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Sessions from a worker.
+    pub fn on_parked(&mut self, worker: WorkerId, count: u32, fds: &[OwnedFd]) {
+        let Some(memfd) = fds.first() else {
+            tracing::error!(worker, "parked sessions without their descriptor");
+            return;
+        };
+        let bytes = match read_sealed(memfd.as_fd(), MAX_BATCH_BYTES) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(worker, %error, "parked sessions cannot be read");
+                return;
+            }
+        };
+        let store = &mut self.parking.store;
+        store.forget_expired(unix_s());
+        let evicted = store.evicted;
+        let (taken, outcome) = store.insert_all(&bytes);
+        if let Err(error) = outcome {
+            tracing::error!(worker, count, taken, error, "parked sessions are malformed");
+        }
+        if store.evicted > evicted {
+            let dropped = store.evicted - evicted;
+            tracing::warn!(
+                dropped,
+                "parked sessions made room for others (parking.max_sessions, max_bytes)"
+            );
+        }
+        tracing::debug!(worker, taken, kept = store.sessions.len(), "sessions parked");
+    }
+
+    /// A worker asks for a session.
+    pub fn on_unpark(&mut self, worker: WorkerId, request: u64, id: &str) {
+        let session = parse_id(id)
+            .and_then(|id| self.parking.store.take(&id))
+            .filter(|session| session.expires_unix_s > unix_s());
+        let memfd = session.and_then(|session| sealed_copy("zdt-parked", &[&session.record]).ok());
+        let message = ToWorker::Unparked { request, found: memfd.is_some() };
+        let fds: Vec<_> = memfd.iter().map(AsFd::as_fd).collect();
+        self.send_with(worker, &message, &fds);
+    }
+
+    /// How many sessions are parked.
+    pub fn parked_sessions(&self) -> usize {
+        self.parking.store.sessions.len()
+    }
+
+    /// The last thing before the end: parked sessions are written down. A disk that takes them not is
+    /// tried again until the time for draining is over, or until the operator does not want to wait.
+    pub(super) async fn save_parked(&mut self, inputs: &mut Inputs) -> Result<(), String> {
+        self.parking.store.forget_expired(unix_s());
+        let count = self.parking.store.sessions.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let Some(key) = &self.parking.key else {
+            tracing::warn!(
+                count,
+                "parked sessions end here: without CONNECTION_STATE_KEY nothing is written"
+            );
+            return Ok(());
+        };
+        let give_up = Instant::now() + Duration::from_millis(self.settings.drain_timeout_ms);
+        let path = parkfile::path(&self.parking.directory);
+        loop {
+            let records = self.parking.store.sessions.values().map(|session| &session.record[..]);
+            let error = match parkfile::save(&self.parking.directory, key, records).await {
+                Ok(()) => {
+                    tracing::info!(count, path = %path.display(), "parked sessions written");
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let lost =
+                format!("{count} parked sessions cannot be written to {}: {error}", path.display());
+            if Instant::now() >= give_up {
+                return Err(format!("{lost}; they are lost"));
+            }
+            tracing::error!(
+                "{lost}; they are still in memory: make room, or stop once more to lose them"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_EVERY) => {}
+                signal = inputs.signals.next() => {
+                    if !matches!(signal, SignalEvent::Reload) {
+                        return Err(format!("{lost}; they are lost"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn parse_id(text: &str) -> Option<Id> {
+    let mut id = [0; 16];
+    if text.len() != 32 {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        *byte = (digit(0)? << 4 | digit(1)?) as u8;
+    }
+    debug_assert_eq!(hex(&id), text.to_ascii_lowercase());
+    Some(id)
+}
+
+impl std::fmt::Debug for Parking {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Parking").field("sessions", &self.store.sessions.len()).finish()
+    }
+}
+
+impl From<FileError> for String {
+    fn from(error: FileError) -> String {
+        error.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(expires_unix_s: u64, bytes: usize) -> Session {
+        Session { expires_unix_s, record: vec![0; bytes] }
+    }
+
+    fn store(max_sessions: u32, max_bytes: u64) -> Store {
+        Store::new(&ParkingSettings { max_sessions, max_bytes, ..ParkingSettings::default() })
+    }
+
+    #[test]
+    fn sessions_are_given_back_once() {
+        let mut store = store(10, 1_000);
+        store.insert([1; 16], session(5, 10));
+        store.insert([2; 16], session(5, 10));
+        assert_eq!(store.take(&[1; 16]).unwrap().record.len(), 10);
+        assert!(store.take(&[1; 16]).is_none());
+        store.forget_expired(4);
+        assert_eq!((store.sessions.len(), store.bytes), (1, 10));
+        store.forget_expired(5);
+        assert_eq!((store.sessions.len(), store.bytes, store.by_end.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn bounds_hold_and_the_first_to_end_goes_first() {
+        let mut store = store(3, 100);
+        for (id, end) in [(1, 30), (2, 10), (3, 20), (4, 40)] {
+            store.insert([id; 16], session(end, 20));
+        }
+        assert!(store.take(&[2; 16]).is_none(), "its end was the nearest");
+        assert_eq!(store.sessions.len(), 3);
+        store.insert([5; 16], session(50, 70));
+        assert!(store.bytes <= 100 && store.sessions.contains_key(&[5; 16]));
+        store.insert([5; 16], session(60, 10));
+        assert_eq!(store.bytes, store.sessions.values().map(|one| one.record.len()).sum::<usize>());
+        store.insert([6; 16], session(99, 101));
+        assert!(store.bytes <= 100, "one that does not fit at all is not kept");
+        assert_eq!(store.by_end.len(), store.sessions.len());
+    }
+
+    #[test]
+    fn junk_from_a_worker_is_an_error() {
+        let mut store = store(3, 100);
+        for junk in [&b"x"[..], &[0; 100], b"ZDTS"] {
+            assert!(store.insert_all(junk).1.is_err());
+        }
+        assert_eq!(parse_id(&"0a".repeat(16)), Some([10; 16]));
+        for bad in ["", "0a", &"zz".repeat(16), &"é".repeat(16)] {
+            assert_eq!(parse_id(bad), None);
+        }
+    }
+}
