@@ -23,7 +23,7 @@ use crate::sys::birth::Birth;
 /// Says what is wrong with the program at this path, if anything is.
 ///
 /// # Errors
-/// See [`Executable::open`].
+/// See `Executable::open`.
 pub fn check_executable(path: &Path) -> Result<(), String> {
     Executable::open(path).map(drop)
 }

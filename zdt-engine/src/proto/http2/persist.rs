@@ -430,7 +430,7 @@ impl Http2 {
             _ => return Err(RestoreError::Unknown("stage of a response")),
         };
         let highest = self.streams.iter().last().map_or(0, |(_, stream)| stream.id);
-        if head.id % 2 == 0 || head.id <= highest || head.id > self.last_stream {
+        if head.id.is_multiple_of(2) || head.id <= highest || head.id > self.last_stream {
             return Err(RestoreError::OutOfRange("a stream's number"));
         }
         let window = i64::from(head.receive_window) + i64::from(head.receive_credit);

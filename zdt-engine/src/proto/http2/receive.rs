@@ -371,7 +371,7 @@ impl Http2 {
                     *stream = header.stream;
                 }
             }
-            None if header.stream > self.last_stream || header.stream % 2 == 0 => {
+            None if header.stream > self.last_stream || header.stream.is_multiple_of(2) => {
                 return Err(Error::protocol("DATA on an idle stream"));
             }
             None if self.remembered.contains(&header.stream) || self.is_beyond(header.stream) => {}
@@ -436,7 +436,7 @@ impl Http2 {
         environment: &Environment<'_>,
     ) -> Result<Option<Event>, Error> {
         let id = header.stream;
-        if id % 2 == 0 {
+        if id.is_multiple_of(2) {
             return Err(Error::protocol("HEADERS on a stream that no client may open"));
         }
         let mut block = payload;
@@ -655,7 +655,7 @@ impl Http2 {
         if payload.len() != 4 {
             return Err(Error::frame_size("RST_STREAM without 4 bytes"));
         }
-        if header.stream > self.last_stream || header.stream % 2 == 0 {
+        if header.stream > self.last_stream || header.stream.is_multiple_of(2) {
             return Err(Error::protocol("RST_STREAM on an idle stream"));
         }
         let Some(slot) = self.streams.slot_of(header.stream) else {
@@ -692,7 +692,7 @@ impl Http2 {
             })?;
             return Ok(None);
         }
-        if header.stream > self.last_stream || header.stream % 2 == 0 {
+        if header.stream > self.last_stream || header.stream.is_multiple_of(2) {
             return Err(Error::protocol("WINDOW_UPDATE on an idle stream"));
         }
         let Some(slot) = self.streams.slot_of(header.stream) else { return Ok(None) };
@@ -736,7 +736,7 @@ impl Http2 {
             }
             return Ok(None);
         }
-        if payload.len() % 6 != 0 {
+        if !payload.len().is_multiple_of(6) {
             return Err(Error::frame_size("SETTINGS of a length that is no multiple of 6"));
         }
         let changes = self.peer.apply(payload)?;

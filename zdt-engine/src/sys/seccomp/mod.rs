@@ -1,10 +1,10 @@
 //! The system-call filter of a worker (seccomp(2)).
 //!
-//! A call that [`table`] does not allow is not executed. It fails with EPERM, and is logged by its name,
+//! A call that `table` does not allow is not executed. It fails with EPERM, and is logged by its name,
 //! once for each call; those that no honest worker makes end the process instead. EPERM rather than an
 //! end: an unforeseen call of a library costs one request, not the thousands of connections beside it.
 //!
-//! (The kernel ends a process that has SIGSYS blocked at that moment, as posix_spawn(3) has; hence [`table`]
+//! (The kernel ends a process that has SIGSYS blocked at that moment, as posix_spawn(3) has; hence `table`
 //! has a few calls that fail without a word.)
 //!
 //! Must not know: what a worker does.

@@ -168,10 +168,11 @@ fn a_file_that_cannot_be_read_is_set_aside() {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut engine = start(options(dir.path(), KEY, ""));
     let file = engine.run_dir().join("parked.zdts");
-    let problems: [(&str, Box<dyn Fn(&mut Vec<u8>)>); 3] = [
-        ("is damaged", Box::new(|bytes| *bytes.last_mut().expect("bytes") ^= 1)),
-        ("no file of parked sessions", Box::new(|bytes| bytes[0] ^= 1)),
-        ("another key", Box::new(|bytes| bytes[50] ^= 1)),
+    type Damage = fn(&mut Vec<u8>);
+    let problems: [(&str, Damage); 3] = [
+        ("is damaged", |bytes| *bytes.last_mut().expect("bytes") ^= 1),
+        ("no file of parked sessions", |bytes| bytes[0] ^= 1),
+        ("another key", |bytes| bytes[50] ^= 1),
     ];
     for (message, damage) in problems {
         let (mut client, token) = open(&engine, None, false);

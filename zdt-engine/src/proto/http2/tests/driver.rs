@@ -51,10 +51,13 @@ pub fn move_machine(machine: &Http2, now_ms: u64) -> Http2 {
     moved
 }
 
+/// Names and values.
+pub type Pairs = Vec<(String, Vec<u8>)>;
+
 /// What happened to a stream, pieces of bodies put together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    pub request: Option<(String, String, Vec<(String, Vec<u8>)>)>,
+    pub request: Option<(String, String, Pairs)>,
     pub body: Vec<u8>,
     pub ended: bool,
     pub reset: bool,
@@ -219,10 +222,13 @@ impl Frame {
     }
 }
 
-/// What a client has got, stream by stream: status, body, whether it ended, and the code of a reset.
+/// Status, body, whether it ended, and the code of a reset.
+type Answer = (Option<u16>, Vec<u8>, bool, Option<u32>);
+
+/// What a client has got, stream by stream.
 #[derive(Debug, Default)]
 pub struct Received {
-    pub streams: BTreeMap<u32, (Option<u16>, Vec<u8>, bool, Option<u32>)>,
+    pub streams: BTreeMap<u32, Answer>,
     pub goaway: Option<u32>,
     pub pongs: usize,
     decoder: Decoder,
