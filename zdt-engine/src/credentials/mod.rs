@@ -90,7 +90,7 @@ impl Credentials {
         if config.client_certificates.is_some() {
             credentials.client_roots = read_file(&options.client_ca)?.to_vec();
         }
-        credentials.server(&config, &Tickets::default()).map_err(|reason| {
+        credentials.server(&config, true, &Tickets::default()).map_err(|reason| {
             match config.client_certificates {
                 Some(_) if reason.starts_with("client certificates") => {
                     format!("{}: {reason}", options.client_ca.display())
@@ -106,11 +106,16 @@ impl Credentials {
         self.certificates.iter().map(|pair| (pair.paths.0.as_path(), validity(&pair.certificate)))
     }
 
-    /// What handshakes are made with.
+    /// What handshakes are made with; `http2` says whether it is offered.
     ///
     /// # Errors
     /// Which certificate, and what is wrong with it.
-    pub fn server(&self, config: &TlsConfig, tickets: &Tickets) -> Result<Server, String> {
+    pub fn server(
+        &self,
+        config: &TlsConfig,
+        http2: bool,
+        tickets: &Tickets,
+    ) -> Result<Server, String> {
         let certificates: Vec<CertificateAndKey<'_>> = self
             .certificates
             .iter()
@@ -123,7 +128,7 @@ impl Credentials {
         let options = ServerOptions {
             certificates: &certificates,
             clients,
-            protocols: PROTOCOLS,
+            protocols: if http2 { WITH_HTTP2 } else { WITHOUT_HTTP2 },
             only_tls13: config.min_version == MinimumVersion::Tls13,
             ticket_lifetime: Duration::from_millis(config.ticket_lifetime_ms),
         };
@@ -213,7 +218,8 @@ impl Credentials {
 }
 
 /// What is spoken over TLS, the favourite first.
-const PROTOCOLS: &[Protocol] = &[Protocol::H2, Protocol::Http11];
+const WITH_HTTP2: &[Protocol] = &[Protocol::H2, Protocol::Http11];
+const WITHOUT_HTTP2: &[Protocol] = &[Protocol::Http11];
 
 #[cfg(test)]
 mod tests {
@@ -259,7 +265,7 @@ mod tests {
         assert_eq!(received.certificates.len(), 2);
         assert!(*received.certificates[1].key == *credentials.certificates[1].key);
         assert_eq!(received.ticket_keys.len(), ring.keys().len());
-        received.server(&options.for_worker().unwrap(), &Tickets::default()).unwrap();
+        received.server(&options.for_worker().unwrap(), true, &Tickets::default()).unwrap();
         let shown = format!("{received:?} {:?}", received.ticket_keys);
         assert!(!shown.contains("PRIVATE"), "{shown}");
         assert!(credentials.validities().all(|(_, validity)| validity.is_some()));

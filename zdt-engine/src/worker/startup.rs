@@ -201,7 +201,9 @@ impl Worker {
             (Some(config), Some(credentials)) => {
                 let credentials =
                     Credentials::receive(&credentials).map_err(StartupError::Protocol)?;
-                Some(WorkerTls::new(config, &credentials).map_err(StartupError::Protocol)?)
+                let http2 = configure.config.http2.enabled;
+                let tls = WorkerTls::new(config, http2, &credentials);
+                Some(tls.map_err(StartupError::Protocol)?)
             }
             _ => None,
         };

@@ -31,12 +31,12 @@ impl WorkerTls {
     ///
     /// # Errors
     /// What is wrong with it, in words for the supervisor's log.
-    pub fn new(config: &TlsConfig, credentials: &Credentials) -> Result<Self, String> {
+    pub fn new(config: &TlsConfig, http2: bool, credentials: &Credentials) -> Result<Self, String> {
         #[cfg(feature = "fault-points")]
         write_down_nonces();
         let tickets = Tickets::new(sys::wall_clock_s, || sys::random_bytes().ok());
         let mut tls = Self {
-            server: credentials.server(config, &tickets)?,
+            server: credentials.server(config, http2, &tickets)?,
             tickets,
             ring: TicketRing::with(Vec::new()),
             rekey_after: config.rekey_after_records,

@@ -138,6 +138,24 @@ fn curl_speaks_http2_on_one_connection() {
 }
 
 #[test]
+fn http2_that_is_off_is_not_offered() {
+    if !have_curl("tls::clients::http2_that_is_off_is_not_offered") {
+        return;
+    }
+    let authority = Authority::new();
+    let config = format!("{}\n[http2]\nenabled = false\n", authority.config());
+    let engine = Engine::start(Options::config(&config));
+    let output = Command::new("curl")
+        .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60", "--http2", "--cacert"])
+        .arg(authority.path("server.pem"))
+        .args(["-w", " %{http_code} %{http_version}"])
+        .arg(format!("https://localhost:{}/id?id=7", engine.address().port()))
+        .output()
+        .expect("run curl");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "7 200 1.1", "{output:?}");
+}
+
+#[test]
 fn python_reads_everything_and_unwraps() {
     let test = "tls::clients::python_reads_everything_and_unwraps";
     if !have(test, "python3", "--version") {
