@@ -52,10 +52,18 @@ impl<Out: Serialize, In: DeserializeOwned> Channel<Out, In> {
     pub async fn receive(&self) -> io::Result<Option<(In, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; MAX_MESSAGE_BYTES];
         let mut fds = Vec::new();
-        let receive = |socket: &OwnedFd| fdpass::receive(socket.as_fd(), &mut buffer, &mut fds);
-        let received = match self.socket.async_io(Interest::READABLE, receive).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            other => other?,
+        let mut receive = |socket: &OwnedFd| fdpass::receive(socket.as_fd(), &mut buffer, &mut fds);
+        // A peer that closes its end over something unread leaves an error, which comes once, and before what
+        // it has said.
+        let mut has_been_reset = false;
+        let received = loop {
+            match self.socket.async_io(Interest::READABLE, &mut receive).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !has_been_reset => {
+                    has_been_reset = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                other => break other?,
+            }
         };
         if received.bytes == 0 {
             return Ok(None);
@@ -99,6 +107,24 @@ mod tests {
                 assert!(theirs.receive().await.unwrap().is_none());
             };
             tokio::join!(send, receive);
+        });
+    }
+
+    #[test]
+    fn last_words_are_heard() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, theirs) = seqpacket_pair().unwrap();
+            let ours = Channel::<ToSuccessor, FromSuccessor>::new(ours).unwrap();
+            ours.send(&ToSuccessor::Listeners, &[]).await.unwrap();
+            let word =
+                serde_json::to_vec(&FromSuccessor::Failed { message: "why".into() }).unwrap();
+            fdpass::send(theirs.as_fd(), &[IoSlice::new(&word)], &[]).unwrap();
+            // With something unread.
+            drop(theirs);
+            let (message, _) = ours.receive().await.unwrap().unwrap();
+            assert_eq!(message, FromSuccessor::Failed { message: "why".into() });
+            assert!(ours.receive().await.unwrap().is_none());
         });
     }
 

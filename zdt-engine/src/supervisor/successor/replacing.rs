@@ -237,6 +237,9 @@ fn spawn(program: &Path, handoff_socket: &Path) -> io::Result<Process> {
     started
 }
 
+/// How long the last words of a dead successor are looked for.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Waits for the successor, and greets it.
 async fn prepare(
     listener: Listener,
@@ -244,18 +247,22 @@ async fn prepare(
     pidfd: AsyncFd<OwnedFd>,
     events: mpsc::Sender<Event>,
 ) {
-    let event = tokio::select! {
-        // What it said last counts, and its death only then.
-        biased;
-        outcome = greet(&listener, pid) => match outcome {
-            Ok(Some(channel)) => Event::Prepared(channel),
-            Ok(None) => {
+    let event = {
+        let mut greeting = std::pin::pin!(greet(&listener, pid));
+        let greeted = tokio::select! {
+            outcome = &mut greeting => Some(outcome),
+            // What it said last counts, and its death only then. All of it is in the sockets by now, but
+            // this loop may need some turns to see it.
+            _ = pidfd.readable() => tokio::time::timeout(LAST_WORDS, greeting).await.ok(),
+        };
+        match greeted {
+            Some(Ok(Some(channel))) => Event::Prepared(channel),
+            Some(Err(message)) => Event::Failed(message),
+            Some(Ok(None)) | None => {
                 let _ = pidfd.readable().await;
                 Event::Ended
             }
-            Err(message) => Event::Failed(message),
-        },
-        _ = pidfd.readable() => Event::Ended,
+        }
     };
     drop(listener);
     let _ = events.send(event).await;
