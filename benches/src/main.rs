@@ -53,6 +53,9 @@ enum Command {
         /// Over TLS: handoff (beside plain), echo, memory.
         #[arg(long)]
         tls: bool,
+        /// Over HTTP/2: http.
+        #[arg(long)]
+        h2: bool,
         /// The zdt command; beside this program by default.
         #[arg(long)]
         zdt: Option<PathBuf>,
@@ -123,9 +126,9 @@ enum Command {
 fn run(command: Command) -> Result<bool> {
     match command {
         Command::Demo(arguments) => return demo::run(&arguments),
-        Command::Bench { name, json, quick, tls, zdt } => {
+        Command::Bench { name, json, quick, tls, h2, zdt } => {
             let mut report = figures::Report::new(json);
-            let settings = bench::Settings { zdt: engine::find_zdt(zdt)?, quick, tls };
+            let settings = bench::Settings { zdt: engine::find_zdt(zdt)?, quick, tls, h2 };
             bench::run(&name, &settings, &mut report)?;
         }
         Command::Echo { address, target, bytes, connections, in_flight, seconds, pid } => {

@@ -20,7 +20,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let peers = started(
         report,
         vec![
-            ("nginx", peers::nginx::start(cpu)),
+            ("nginx", peers::nginx::start(cpu, false)),
             ("bare io_uring", peers::start(Builtin::BareHttp, cpu)),
         ],
     );

@@ -6,6 +6,7 @@
 mod echo;
 mod handoff;
 mod http;
+mod http2;
 mod memory;
 mod proxy;
 mod queue;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub quick: bool,
     /// Over TLS, where that makes sense.
     pub tls: bool,
+    /// Over HTTP/2, where that makes sense.
+    pub h2: bool,
 }
 
 impl Settings {
@@ -102,6 +105,7 @@ fn run_one(name: &str, settings: &Settings, report: &mut Report) -> Result<()> {
         "state" => state::run(settings, report),
         "ring" => crate::ring::run(settings, report),
         "echo" => echo::run(settings, report),
+        "http" if settings.h2 => http2::run(settings, report),
         "http" => http::run(settings, report),
         "steering" => steering::run(settings, report),
         "memory" => memory::run(settings, report),

@@ -24,7 +24,7 @@ const MESSAGE_BYTES: usize = 64;
 pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let (cpu, _pinned) = pin_client(report)?;
     let other = server_and_client_cpus().1;
-    let upstream = peers::nginx::start(other)?;
+    let upstream = peers::nginx::start(other, false)?;
     compare(settings, report, cpu, upstream.address, None, "requests_per_server_cpu_s")?;
     drop(upstream);
     let upstream = peers::start(Builtin::Fastwebsockets, other)?;

@@ -7,6 +7,7 @@ pub mod bun;
 pub mod demo;
 pub mod fast;
 pub mod handoff;
+pub mod hyper2;
 pub mod nginx;
 pub mod proxies;
 pub mod tungstenite;
@@ -115,6 +116,8 @@ pub enum Builtin {
     TungsteniteTls,
     /// fastwebsockets echo.
     Fastwebsockets,
+    /// hyper with h2: small HTTP/2 answers.
+    Hyper2,
 }
 
 /// A listener whose connections send without delay.
@@ -139,6 +142,7 @@ pub fn serve(builtin: Builtin, port: u16, tls: Option<(PathBuf, PathBuf)>) -> Re
             tungstenite_tls::serve(listener, &certificate, &key)?;
         }
         Builtin::Fastwebsockets => fast::serve(listener)?,
+        Builtin::Hyper2 => hyper2::serve(listener)?,
     }
     Ok(())
 }
@@ -171,6 +175,7 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
         Builtin::Fastwebsockets => {
             ("fastwebsockets", "fastwebsockets", Some("/"), "0.10, one thread, hyper upgrade")
         }
+        Builtin::Hyper2 => ("hyper with h2", "hyper2", None, "hyper 1, h2 0.4, one thread"),
     };
     let address = free_address()?;
     let mut command = Command::new(std::env::current_exe()?);

@@ -2,6 +2,7 @@
 //!
 //! Must not know: who measures.
 
+use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -9,7 +10,8 @@ use anyhow::{Context, Result};
 use super::{Peer, TemporaryFile, await_listener, free_address};
 use crate::process::Server;
 
-fn configuration(directory: &str, address: std::net::SocketAddrV4) -> String {
+fn configuration(directory: &str, address: SocketAddrV4, http2: bool) -> String {
+    let http2 = if http2 { " http2" } else { "" };
     format!(
         "daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log crit;
 events {{ worker_connections 4096; accept_mutex off; multi_accept on; }}
@@ -17,18 +19,18 @@ http {{
   access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s; tcp_nodelay on;
   client_body_temp_path {directory}/b; proxy_temp_path {directory}/p; fastcgi_temp_path {directory}/f;
   uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
-  server {{ listen {address} backlog=4096; location = /id {{ default_type text/plain; return 200 $arg_id; }} }}
+  server {{ listen {address}{http2} backlog=4096; location = /id {{ default_type text/plain; return 200 $arg_id; }} }}
 }}
 "
     )
 }
 
-/// Starts it on the CPU.
-pub fn start(cpu: usize) -> Result<Peer> {
+/// Starts it on the CPU, for HTTP/1.1 or for HTTP/2 by prior knowledge.
+pub fn start(cpu: usize, http2: bool) -> Result<Peer> {
     let address = free_address()?;
     let directory = TemporaryFile::new("nginx", None)?;
     let path = directory.path().to_str().context("temporary directory is not UTF-8")?;
-    let file = TemporaryFile::new("nginx.conf", Some(&configuration(path, address)))?;
+    let file = TemporaryFile::new("nginx.conf", Some(&configuration(path, address, http2)))?;
     let version = Command::new("nginx")
         .arg("-v")
         .output()
