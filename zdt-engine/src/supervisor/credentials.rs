@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::WorkerId;
-use super::adopt::Survivor;
 use super::core::Core;
+use super::takeover::adopt::Survivor;
 use crate::config::{Settings, TlsConfig};
 use crate::control::ToWorker;
 use crate::credentials::{Credentials, TicketRing};

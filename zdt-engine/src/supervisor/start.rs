@@ -8,20 +8,24 @@ use std::rc::Rc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::adopt::{Predecessor, Survivor};
-use super::control_socket::Passed;
 use super::core::{Core, Ending, Handover, Inputs, Setup};
 use super::handle::{Handle, Readiness, Reply};
 use super::news::News;
 use super::parking::Parking;
-use super::reception::{Doors, Open, Reception, answer_all};
 use super::reloading::{QueuedReload, Wanted};
+use super::requests::control_socket::Passed;
+use super::requests::reception::{Doors, Open, Reception, answer_all};
 use super::rundir::{self, RunDir, RunDirError};
-use super::scoreboard::Board;
 use super::signals::Signals;
-use super::steer::Steer;
+use super::sockets::steer::Steer;
+use super::successor;
 use super::successor::{Claim, Estate, Heir, Replacement, Standby, ago, not_replaced};
-use super::{adopt, process, store, successor, takeover};
+use super::takeover;
+use super::takeover::adopt;
+use super::takeover::adopt::{Predecessor, Survivor};
+use super::takeover::store;
+use super::workers::process;
+use super::workers::scoreboard::Board;
 use crate::config::{ConfigError, Loaded, MAX_WORKERS, Sources};
 use crate::{fault, sys};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::WorkerId;
 use super::core::Core;
-use super::generations::WorkerPhase;
 use super::reload::{Event, Outcome};
+use super::workers::generations::WorkerPhase;
 use crate::control::ToWorker;
 
 /// A worker ends by itself at its deadline; one that has not so long after is killed.

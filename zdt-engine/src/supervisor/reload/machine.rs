@@ -13,7 +13,7 @@ use super::stages::{Stage, Starting};
 use super::{Facts, Outcome};
 use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker};
 use crate::supervisor::WorkerId;
-use crate::supervisor::plan::{self, Batch, ChannelPlan};
+use crate::supervisor::sockets::plan::{self, Batch, ChannelPlan};
 
 /// What a reload is asked to do.
 #[derive(Debug, Clone)]

@@ -10,7 +10,8 @@ use super::ending::Probation;
 use super::machine::{Action, Event, Rolling, Shared};
 use super::stages::{Stage, Starting, after_flip, fail, is_due};
 use crate::control::{FromWorker, ToWorker};
-use crate::supervisor::{WorkerId, plan};
+use crate::supervisor::WorkerId;
+use crate::supervisor::sockets::plan;
 
 /// Blue goes on accepting for a round trip; meanwhile the channels are opened.
 #[derive(Debug)]

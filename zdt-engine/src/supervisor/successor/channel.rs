@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::super::link::watched;
 use crate::control::MAX_MESSAGE_BYTES;
 use crate::fdpass;
+use crate::supervisor::workers::link::watched;
 
 /// Sends `Out`, receives `In`.
 #[derive(Debug)]

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::core::Core;
-use super::super::generations::Phase;
-use super::super::handle::ReloadRequest;
-use super::super::reload::Verdict;
-use super::super::store;
 use super::{Channel, FromSuccessor, ToSuccessor};
 use crate::config::{Policy, Settings, SteeringMode, Strategy};
 use crate::control::MAX_MESSAGE_FDS;
 use crate::shm::{read_sealed, sealed_copy};
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::ReloadRequest;
+use crate::supervisor::reload::Verdict;
+use crate::supervisor::takeover::store;
+use crate::supervisor::workers::generations::Phase;
 
 /// Longest text of a will; that of a full house (512 workers, 4,096 listeners) has a tenth of it.
 const MAX_WILL_BYTES: usize = 16 << 20;
@@ -241,7 +241,7 @@ mod tests {
         let listener = |id| store::Listener {
             id,
             address: any,
-            role: super::super::super::listeners::Role::Shared,
+            role: crate::supervisor::sockets::listeners::Role::Shared,
         };
         let state = store::State {
             version: store::VERSION,

@@ -12,19 +12,19 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::super::adopt::{self, Greeted};
-use super::super::control_socket::Passed;
-use super::super::link::watched;
-use super::super::reception::Doors;
-use super::super::rundir::RunDir;
-use super::super::scoreboard::Board;
-use super::super::start::listen_for_admin;
-use super::super::steer::Steer;
 use super::message::Hello;
 use super::{Channel, Estate, FromSuccessor, ToSuccessor};
 use crate::config::Settings;
 use crate::control::{PROTOCOL_VERSIONS, VersionRange};
 use crate::fdpass;
+use crate::supervisor::requests::control_socket::Passed;
+use crate::supervisor::requests::reception::Doors;
+use crate::supervisor::rundir::RunDir;
+use crate::supervisor::sockets::steer::Steer;
+use crate::supervisor::start::listen_for_admin;
+use crate::supervisor::takeover::adopt::{self, Greeted};
+use crate::supervisor::workers::link::watched;
+use crate::supervisor::workers::scoreboard::Board;
 use crate::sys;
 
 /// In the environment of a process that was started to succeed a supervisor: its process id, a colon,

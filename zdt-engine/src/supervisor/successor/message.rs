@@ -17,7 +17,7 @@ pub const VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
 pub struct Hello {
     /// Versions of this protocol.
     pub versions: VersionRange,
-    /// Version of the durable state ([`super::super::store::VERSION`]): each must understand what
+    /// Version of the durable state ([`crate::supervisor::takeover::store::VERSION`]): each must understand what
     /// the other writes down.
     pub state: u32,
     /// Version of the build, for people.
@@ -29,7 +29,7 @@ impl Hello {
     pub fn own() -> Hello {
         Hello {
             versions: VERSIONS,
-            state: super::super::store::VERSION,
+            state: crate::supervisor::takeover::store::VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

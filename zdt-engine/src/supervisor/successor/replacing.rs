@@ -15,14 +15,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::super::core::Core;
-use super::super::link::watched;
-use super::super::process::Process;
-use super::super::reload::Outcome;
-use super::super::reloading::QueuedReload;
-use super::super::rundir::{bind_private, check_socket_parent, remove_if_there};
 use super::message::Hello;
 use super::{Estate, FromSuccessor, PREDECESSOR, ToHeir, ToSuccessor};
+use crate::supervisor::core::Core;
+use crate::supervisor::reload::Outcome;
+use crate::supervisor::reloading::QueuedReload;
+use crate::supervisor::rundir::{bind_private, check_socket_parent, remove_if_there};
+use crate::supervisor::workers::link::watched;
+use crate::supervisor::workers::process::Process;
 use crate::sys;
 
 /// All that the successor does while nobody supervises takes it milliseconds.

@@ -11,12 +11,12 @@ use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::super::control_socket::Passed;
-use super::super::link::watched;
-use super::super::process::Process;
-use super::super::signals::{SignalEvent, Signals};
 use super::replacing::PATIENCE;
 use super::{FromSuccessor, ToHeir, ToSuccessor};
+use crate::supervisor::requests::control_socket::Passed;
+use crate::supervisor::signals::{SignalEvent, Signals};
+use crate::supervisor::workers::link::watched;
+use crate::supervisor::workers::process::Process;
 use crate::sys;
 
 /// See the module.

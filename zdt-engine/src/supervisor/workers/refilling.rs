@@ -5,10 +5,10 @@
 
 use std::time::Instant;
 
-use super::WorkerId;
-use super::core::Core;
 use super::generations::{Phase, Place, WorkerPhase};
 use super::respawn::{Answer, Ending};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
 
 impl Core {
     /// Restarts the worker of a place that has none, now or later, or gives its listeners away.

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::core::Core;
-use super::generations::{Generation, Phase, WorkerPhase};
-use super::handle::Reply;
-use super::listeners::Role;
-use super::reload::{Circumstances, Facts, Outcome, Verdict};
-use super::reloading::{ActiveReload, QueuedReload, Wanted};
-use super::{WorkerId, restart};
+use super::restart;
+use super::{ActiveReload, QueuedReload, Wanted};
 use crate::config::{FIXED, Strategy};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::Reply;
+use crate::supervisor::reload::{Circumstances, Facts, Outcome, Verdict};
+use crate::supervisor::sockets::listeners::Role;
+use crate::supervisor::workers::generations::{Generation, Phase, WorkerPhase};
 
 impl Core {
     /// A verdict for a reload that never began.

@@ -13,9 +13,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use super::WorkerId;
 use crate::control::{FromWorker, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS, ToWorker};
 use crate::fdpass;
+use crate::supervisor::WorkerId;
 
 /// Messages that may wait for a worker that does not read; a worker that lets more pile up hangs.
 const MAX_WAITING_MESSAGES: usize = 1_024;
@@ -101,7 +101,10 @@ impl Link {
     deprecated,
     reason = "its replacement is unsafe, for types whose descriptor may change; an OwnedFd's cannot"
 )]
-pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(in crate::supervisor) fn watched(
+    descriptor: OwnedFd,
+    interest: Interest,
+) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, interest)
 }
 
@@ -168,7 +171,10 @@ async fn watch(
 }
 
 /// One message; `None` at the end of the connection.
-pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<LinkEvent>> {
+pub(in crate::supervisor) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<Option<LinkEvent>> {
     let mut fds = Vec::new();
     let received = fdpass::receive(socket, buffer, &mut fds)?;
     if received.bytes == 0 {

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::WorkerId;
 use super::link::Link;
-use super::listeners::ListenerId;
 use super::process::{Executable, Process, User};
 use super::watch::Pulse;
 use crate::config::WorkerConfig;
 use crate::control::{Hello, Identity};
 use crate::credentials::Credentials;
+use crate::supervisor::WorkerId;
+use crate::supervisor::sockets::listeners::ListenerId;
 use crate::sys::cgroup::Group;
 
 /// What a generation is for.

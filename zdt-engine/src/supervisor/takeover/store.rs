@@ -12,12 +12,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::WorkerId;
-use super::handle::{Counters, Totals};
-use super::listeners::{ListenerId, Role};
-use super::reload::Mark;
 use crate::config::WorkerConfig;
 use crate::control::Hello;
+use crate::supervisor::WorkerId;
+use crate::supervisor::handle::{Counters, Totals};
+use crate::supervisor::reload::Mark;
+use crate::supervisor::sockets::listeners::{ListenerId, Role};
 
 /// Version of [`State`] that this build writes. One that it does not know it refuses.
 pub const VERSION: u32 = 1;

@@ -5,6 +5,8 @@
 //!
 //! Must not know: what a session is, what a token looks like.
 
+mod parkfile;
+
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,16 +14,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
 
-use super::WorkerId;
-use super::core::{Core, Inputs};
-use super::parkfile::{self, FileError};
-use super::rundir;
-use super::signals::SignalEvent;
+use self::parkfile::FileError;
 use crate::config::ParkingSettings;
 use crate::control::{ToWorker, hex};
 use crate::shm::{read_sealed, sealed_copy};
 use crate::state::parked::{Parked, split_record};
 use crate::state::{Integrity, Secret, Unpacker, derive};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::{Core, Inputs};
+use crate::supervisor::rundir;
+use crate::supervisor::signals::SignalEvent;
 use crate::sys;
 
 /// Largest memfd that a worker may send.
@@ -43,7 +45,7 @@ struct Session {
 }
 
 /// The sessions, within their bounds.
-pub(super) struct Store {
+pub(in crate::supervisor) struct Store {
     max_sessions: usize,
     max_bytes: usize,
     sessions: HashMap<Id, Session>,
@@ -121,7 +123,7 @@ impl Store {
 }
 
 /// All that the supervisor has for parked sessions.
-pub(super) struct Parking {
+pub(in crate::supervisor) struct Parking {
     pub store: Store,
     directory: PathBuf,
     /// Without, nothing is written.
@@ -268,7 +270,10 @@ impl Core {
 
     /// The last thing before the end: parked sessions are written down. A disk that takes them not is
     /// tried again until the time for draining is over, or until the operator does not want to wait.
-    pub(super) async fn save_parked(&mut self, inputs: &mut Inputs) -> Result<(), String> {
+    pub(in crate::supervisor) async fn save_parked(
+        &mut self,
+        inputs: &mut Inputs,
+    ) -> Result<(), String> {
         self.parking.store.forget_expired(unix_s());
         let count = self.parking.store.sessions.len();
         if count == 0 {

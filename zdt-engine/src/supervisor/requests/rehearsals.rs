@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::WorkerId;
-use super::core::Core;
-use super::handle::{TestMigration, UnmovableConnection};
 use crate::control::{RehearsalReport, ToWorker};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::{TestMigration, UnmovableConnection};
 
 /// A worker with many large states takes a while, since it serves meanwhile; the admin endpoint's connections
 /// last 15 s.
@@ -20,7 +20,7 @@ const MAX_REQUESTS: usize = 4;
 
 /// The rehearsals that are going on.
 #[derive(Debug, Default)]
-pub(super) struct Rehearsals {
+pub(in crate::supervisor) struct Rehearsals {
     next: u64,
     open: BTreeMap<u64, Rehearsal>,
 }

@@ -2,9 +2,9 @@
 //!
 //! Must not know: how a reload proceeds.
 
-use super::core::Core;
-use super::handle::Plan;
-use super::process::{Executable, check_executable, find_user};
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::Plan;
+use crate::supervisor::workers::process::{Executable, check_executable, find_user};
 
 impl Core {
     /// What a reload would change, and what would stop it before it began.
@@ -34,7 +34,7 @@ impl Core {
         plan.next_workers = settings.worker_count();
         plan.strategy = match settings.zero_downtime {
             true => settings.strategy.name().to_owned(),
-            false => super::restart::NAME.to_owned(),
+            false => crate::supervisor::reloading::restart::NAME.to_owned(),
         };
         plan.migrates = settings.zero_downtime && settings.migrate_connections;
         plan.changes = self.settings.changes_to(&settings);

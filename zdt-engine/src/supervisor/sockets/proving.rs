@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::WorkerId;
-use super::core::Core;
 use super::listeners::{ListenerId, Role, connect_address};
-use super::reload::Event;
 use crate::control::ToWorker;
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::reload::Event;
 
 /// A probe that was not seen is tried again: its SYN may have been dropped.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// The proofs that are to be done, and the one that is going on.
 #[derive(Debug, Default)]
-pub(super) struct Proving {
+pub(in crate::supervisor) struct Proving {
     wanted: VecDeque<(WorkerId, ListenerId)>,
     running: Option<Probe>,
     next_nonce: u64,

@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::handle::{Handle, MAX_LINE_BYTES, Reply, Request};
+use crate::supervisor::handle::{Handle, MAX_LINE_BYTES, Reply, Request};
 use crate::sys;
 
 /// Commands that may be served at once.
@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// A connection that is passed on.
 #[derive(Debug)]
-pub(super) struct Passed {
+pub(in crate::supervisor) struct Passed {
     pub stream: OwnedFd,
     /// Read, and not served.
     pub unread: String,
@@ -37,7 +37,7 @@ pub(super) struct Passed {
 
 /// The connections of one control socket.
 #[derive(Clone)]
-pub(super) struct Clients {
+pub(in crate::supervisor) struct Clients {
     handle: Handle,
     places: std::sync::Arc<Semaphore>,
     idle: Rc<RefCell<Idle>>,

@@ -3,33 +3,40 @@
 //!
 //! Must not know: how survivors were found.
 
+pub mod adopt;
+pub mod store;
+mod succession;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::adopt::{Answer, Predecessor, Survivor};
-use super::confining::group_name;
-use super::core::{Core, Setup};
-use super::generations::{Generation, Phase, Place, Worker, WorkerPhase};
-use super::handle::{Counters, ReloadRequest, Totals};
-use super::link::Link;
-use super::listeners::{Listeners, Role};
-use super::process::{Executable, Process, find_user};
-use super::reload::{Machine, Mark, Resume};
-use super::reloading::{ActiveReload, DRAIN_GRACE, options};
-use super::scoreboard::Board;
-use super::steer::Steer;
-use super::succession::{Decision, Flip, Found, decide};
-use super::successor::{Estate, ago};
-use super::watch::Pulse;
-use super::{WorkerId, store};
+use self::adopt::{Answer, Predecessor, Survivor};
+use self::succession::{Decision, Flip, Found, decide};
 use crate::config::{MAX_WORKERS, SteeringMode, Strategy};
 use crate::control::{Adopted, FromWorker, Hello, Identity, ToWorker};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::{Core, Setup};
+use crate::supervisor::handle::{Counters, ReloadRequest, Totals};
+use crate::supervisor::reload::{Machine, Mark, Resume};
+use crate::supervisor::reloading::{ActiveReload, DRAIN_GRACE, options};
+use crate::supervisor::sockets::listeners::{Listeners, Role};
+use crate::supervisor::sockets::steer::Steer;
+use crate::supervisor::successor::{Estate, ago};
+use crate::supervisor::workers::confining::group_name;
+use crate::supervisor::workers::generations::{Generation, Phase, Place, Worker, WorkerPhase};
+use crate::supervisor::workers::link::Link;
+use crate::supervisor::workers::process::{Executable, Process, find_user};
+use crate::supervisor::workers::scoreboard::Board;
+use crate::supervisor::workers::watch::Pulse;
 use crate::sys::cgroup::Delegation;
 
 /// Builds the supervisor from what is left.
-pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, String> {
+pub(in crate::supervisor) fn take_over(
+    predecessor: Predecessor,
+    setup: Setup,
+) -> Result<Core, String> {
     let Predecessor { state, mut survivors, mut estate } = predecessor;
     let state = match state {
         Some(state) => state,
@@ -113,7 +120,7 @@ pub(super) fn take_over(predecessor: Predecessor, setup: Setup) -> Result<Core, 
 
 /// Ends what an earlier supervisor had begun to start and nobody has ever been served by; true if
 /// that is all there was.
-pub(super) fn discard_unborn(predecessor: &Predecessor) -> bool {
+pub(in crate::supervisor) fn discard_unborn(predecessor: &Predecessor) -> bool {
     let Some(state) = &predecessor.state else { return false };
     let unborn = state.current.is_none()
         && state.reload.as_ref().is_none_or(|reload| reload.mark == Mark::Preparing);
@@ -545,7 +552,10 @@ impl Core {
 
     fn warn_of_differences(&self) {
         let Some(serving) = self.serving() else { return };
-        let wanted = super::generations::resolve_addresses(&self.settings.listen, &serving.listen);
+        let wanted = crate::supervisor::workers::generations::resolve_addresses(
+            &self.settings.listen,
+            &serving.listen,
+        );
         if wanted != serving.listen || self.settings.worker_count() as usize != serving.places.len()
         {
             tracing::warn!(

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::WorkerId;
-use super::core::Core;
-use super::generations::{Generation, Phase};
-use super::handle::{
+use crate::control::{ToWorker, WorkerStatus};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::{
     BufferingComponent, Components, GenerationStats, MigrationComponent, SocketStats, Status,
     WorkerStats,
 };
-use super::reload::{Event, Sample};
-use crate::control::{ToWorker, WorkerStatus};
+use crate::supervisor::reload::{Event, Sample};
+use crate::supervisor::workers::generations::{Generation, Phase};
 
 /// Workers answer within a turn of their loop; one that hangs must not make the status hang.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -24,7 +24,7 @@ const MAX_REQUESTS: usize = 64;
 
 /// The statuses that are being put together.
 #[derive(Debug, Default)]
-pub(super) struct StatusRequests {
+pub(in crate::supervisor) struct StatusRequests {
     next: u64,
     open: BTreeMap<u64, Request>,
 }

@@ -5,16 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::WorkerId;
-use super::core::{Core, EXIT_GRACE};
-use super::generations::WorkerPhase;
-use super::handle::{Progress, Reply};
-use super::reloading::QueuedReload;
+use super::QueuedReload;
 use crate::config::Settings;
 use crate::control::ToWorker;
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::{Core, EXIT_GRACE};
+use crate::supervisor::handle::{Progress, Reply};
+use crate::supervisor::workers::generations::WorkerPhase;
 
 /// The strategy's name in verdicts.
-pub(super) const NAME: &str = "restart";
+pub(in crate::supervisor) const NAME: &str = "restart";
 
 impl Core {
     /// True while the reload has to wait for the end of the workers that serve, which are told to drain.

@@ -7,16 +7,16 @@
 
 use tokio::sync::mpsc;
 
-use super::core::Core;
-use super::handle::Reply;
-use super::process::Executable;
-use super::reload::Event;
-use super::reloading::Wanted;
+use super::Wanted;
 use crate::config::Loaded;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::Reply;
+use crate::supervisor::reload::Event;
+use crate::supervisor::workers::process::Executable;
 
 /// What a generation is started from.
 #[derive(Debug)]
-pub(super) struct Build {
+pub(in crate::supervisor) struct Build {
     pub executable: Executable,
     pub loaded: Loaded,
 }

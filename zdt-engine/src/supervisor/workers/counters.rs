@@ -3,9 +3,10 @@
 //!
 //! Must not know: what is counted.
 
-use super::core::Core;
-use super::handle::Counters;
-use super::{WorkerId, store};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::Counters;
+use crate::supervisor::takeover::store;
 
 impl Core {
     /// Since the service began, over all workers that it ever had.

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use super::WorkerId;
-use super::plan;
-use super::reload::{Mark, Resume};
+use crate::supervisor::WorkerId;
+use crate::supervisor::reload::{Mark, Resume};
+use crate::supervisor::sockets::plan;
 
 /// Whether new connections go to green.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

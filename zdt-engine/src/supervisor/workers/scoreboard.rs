@@ -5,8 +5,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::handle::Counters;
 use crate::shm::Scoreboard;
+use crate::supervisor::handle::Counters;
 
 /// One worker's figures, as they stood at some moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

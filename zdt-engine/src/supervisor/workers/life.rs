@@ -5,13 +5,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::WorkerId;
-use super::core::{Core, EXIT_GRACE};
 use super::generations::{Phase, Worker, WorkerPhase};
 use super::link::{Link, LinkEvent};
-use super::listeners::{ListenerId, Role};
 use super::process::Process;
-use super::reload::{Event, Tally};
 use super::respawn::Ending;
 use super::watch::Pulse;
 use crate::config::{AccessLogFormat, AccessLogOptions};
@@ -20,10 +16,16 @@ use crate::control::{
     ToWorker,
 };
 use crate::state::{FORMAT_READS, FORMAT_WRITES};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::{Core, EXIT_GRACE};
+use crate::supervisor::reload::{Event, Tally};
+use crate::supervisor::sockets::listeners::{ListenerId, Role};
 use crate::sys;
 
 /// The file of the access log, opened by the supervisor: workers may not be able to.
-pub(super) fn open_access_log(options: &AccessLogOptions) -> Result<Option<std::fs::File>, String> {
+pub(in crate::supervisor) fn open_access_log(
+    options: &AccessLogOptions,
+) -> Result<Option<std::fs::File>, String> {
     use std::os::unix::fs::OpenOptionsExt;
     let Some(path) = options.file.as_ref().filter(|_| options.format != AccessLogFormat::Off)
     else {
@@ -41,7 +43,7 @@ pub(super) fn open_access_log(options: &AccessLogOptions) -> Result<Option<std::
 }
 
 /// What the supervisor says first.
-pub(super) fn own_hello() -> Hello {
+pub(in crate::supervisor) fn own_hello() -> Hello {
     Hello {
         protocol: PROTOCOL_VERSIONS,
         state_reads: FORMAT_READS,

@@ -12,17 +12,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::control_socket::{Clients, Passed};
-use super::core::Core;
-use super::handle::{Command, Handle, Status};
-use super::successor::Standby;
 use crate::admin;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::{Command, Handle, Status};
+use crate::supervisor::successor::Standby;
 
 /// Nobody who waits for an answer is waited for any longer than this.
 const PASSING: Duration = Duration::from_secs(1);
 
 /// The sockets.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(in crate::supervisor) struct Doors {
     pub control: OwnedFd,
     pub admin: Option<OwnedFd>,
     /// As configured.
@@ -41,14 +41,14 @@ impl Doors {
 }
 
 /// See the module.
-pub(super) struct Reception {
+pub(in crate::supervisor) struct Reception {
     handle: Handle,
     pub clients: Clients,
     passed: mpsc::Receiver<Passed>,
 }
 
 /// Open doors. Dropping this closes them.
-pub(super) struct Open {
+pub(in crate::supervisor) struct Open {
     control: JoinHandle<()>,
     admin: Option<JoinHandle<()>>,
 }
@@ -121,7 +121,10 @@ impl Reception {
 }
 
 /// For whoever asks a supervisor that has handed over: how it was. Anything else is for its successor.
-pub(super) async fn answer_all(commands: &mut mpsc::Receiver<Command>, last_status: &Status) -> ! {
+pub(in crate::supervisor) async fn answer_all(
+    commands: &mut mpsc::Receiver<Command>,
+    last_status: &Status,
+) -> ! {
     loop {
         match commands.recv().await {
             Some(command) => answer(command, last_status),

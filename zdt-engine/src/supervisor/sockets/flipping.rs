@@ -7,15 +7,15 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::WorkerId;
-use super::core::Core;
-use super::generations::{Generation, Place, WorkerPhase};
 use super::listeners::Role;
 use super::plan::{self, Batch, ChannelPlan};
-use super::reload::Event;
 use crate::control::{OpenChannel, ToWorker};
 use crate::shm::ChannelMemory;
 use crate::state::{FORMAT_WRAPPED, Secret};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::reload::Event;
+use crate::supervisor::workers::generations::{Generation, Place, WorkerPhase};
 use crate::sys;
 
 /// The green places of a step.
@@ -315,7 +315,7 @@ impl Core {
         let forward = blue_hello.state_writes.newest_common(green_hello.state_reads);
         let back = green_hello.state_writes.newest_common(blue_hello.state_reads);
         // For each direction a secret of its own, which nobody but the two ends ever has.
-        let encrypts = |worker: &super::generations::Worker| {
+        let encrypts = |worker: &crate::supervisor::workers::generations::Worker| {
             let generation = self.generations.get(&worker.identity.generation);
             generation.is_some_and(|generation| generation.config.state.encryption)
         };
@@ -327,7 +327,9 @@ impl Core {
         let memory = ChannelMemory::create()?;
         let (blue_end, green_end) = sys::socket::seqpacket_pair()?;
         let (wakes_blue, wakes_green) = (sys::EventFd::new()?, sys::EventFd::new()?);
-        let open = |is_blue: bool, peer: &super::generations::Worker, write_format| {
+        let open = |is_blue: bool,
+                    peer: &crate::supervisor::workers::generations::Worker,
+                    write_format| {
             let (outgoing_secret, incoming_secret) = match is_blue {
                 true => (forward_secret.clone(), back_secret.clone()),
                 false => (back_secret.clone(), forward_secret.clone()),

@@ -5,28 +5,30 @@
 //!
 //! Must not know: how workers use a route.
 
+pub mod application;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::WorkerId;
-use super::application::{Applications, Deploy};
-use super::core::Core;
-use super::handle::{FlushReport, GatewayReply, GatewayRequest};
+use self::application::{Applications, Deploy};
 use crate::config::{
     DEFAULT_ROUTE, GatewayConfig, GatewayOptions, RouteTarget, SwapPolicy, UpstreamAddress,
     UpstreamTarget,
 };
 use crate::control::ToWorker;
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::{FlushReport, GatewayReply, GatewayRequest};
 
 /// Longest beginning of an answer that a check reads.
 const MAX_ANSWER_BYTES: usize = 64;
 
 /// What tasks report to the loop.
 #[derive(Debug)]
-pub(super) enum GatewayEvent {
+pub(in crate::supervisor) enum GatewayEvent {
     /// A health check has ended.
     Checked { url: String, healthy: bool },
     /// The upstreams of a deploy answer, or have not in time.
@@ -34,10 +36,10 @@ pub(super) enum GatewayEvent {
 }
 
 /// Where a command's answer goes.
-pub(super) type GatewayAnswer = oneshot::Sender<Result<GatewayReply, String>>;
+pub(in crate::supervisor) type GatewayAnswer = oneshot::Sender<Result<GatewayReply, String>>;
 
 /// See the module.
-pub(super) struct Gateway {
+pub(in crate::supervisor) struct Gateway {
     held: BTreeSet<String>,
     /// Upstreams by route that are in force instead of the configured ones, which were these.
     replaced: BTreeMap<String, (Vec<String>, Vec<UpstreamTarget>)>,
@@ -101,7 +103,11 @@ impl Gateway {
 }
 
 /// Connects, and asks for the path if there is one.
-pub(super) async fn check(upstream: &UpstreamTarget, path: &str, timeout: Duration) -> bool {
+pub(in crate::supervisor) async fn check(
+    upstream: &UpstreamTarget,
+    path: &str,
+    timeout: Duration,
+) -> bool {
     let asked = async {
         match &upstream.address {
             UpstreamAddress::Tcp(address) => {

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::WorkerId;
+use crate::supervisor::WorkerId;
 
 /// The places of both generations that one step of a reload replaces, and is replaced by. A
 /// blue-green reload is one step, a rolling one has several.

@@ -9,20 +9,20 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::WorkerId;
-use super::link::{LinkEvent, receive, watched};
-use super::rundir::{RunDir, connect_to_worker};
 use super::store::State;
-use super::successor::Estate;
-use super::workers::own_hello;
 use crate::control::{Adopted, FromWorker, Hello, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
 use crate::fdpass;
+use crate::supervisor::WorkerId;
+use crate::supervisor::rundir::{RunDir, connect_to_worker};
+use crate::supervisor::successor::Estate;
+use crate::supervisor::workers::life::own_hello;
+use crate::supervisor::workers::link::{LinkEvent, receive, watched};
 
 /// A worker answers within a turn of its loop.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A worker that lives.
-pub(super) struct Survivor {
+pub(in crate::supervisor) struct Survivor {
     pub id: WorkerId,
     /// The control connection to it, which it obeys from now on.
     pub socket: OwnedFd,
@@ -31,14 +31,14 @@ pub(super) struct Survivor {
 }
 
 /// What a survivor says of itself.
-pub(super) struct Answer {
+pub(in crate::supervisor) struct Answer {
     pub hello: Hello,
     pub adopted: Box<Adopted>,
     pub descriptors: Vec<OwnedFd>,
 }
 
 /// What another supervisor has left.
-pub(super) struct Predecessor {
+pub(in crate::supervisor) struct Predecessor {
     pub state: Option<State>,
     pub survivors: Vec<Survivor>,
     /// What it left to this process expressly; nothing, if it was killed.
@@ -46,7 +46,7 @@ pub(super) struct Predecessor {
 }
 
 /// A worker that was greeted, and still obeys another supervisor.
-pub(super) struct Greeted {
+pub(in crate::supervisor) struct Greeted {
     pub id: WorkerId,
     /// What it said; `None` if it hangs.
     pub hello: Option<Hello>,
@@ -54,14 +54,17 @@ pub(super) struct Greeted {
 }
 
 /// Connects to every worker of the run directory; `None` if none lives.
-pub(super) async fn find(run_dir: &RunDir, state: Option<State>) -> Option<Predecessor> {
+pub(in crate::supervisor) async fn find(
+    run_dir: &RunDir,
+    state: Option<State>,
+) -> Option<Predecessor> {
     let greeted = greet_all(run_dir).await;
     let survivors = adopt_all(run_dir, greeted).await;
     (!survivors.is_empty()).then_some(Predecessor { state, survivors, estate: None })
 }
 
 /// Greets every worker of the run directory, which changes nothing for any of them.
-pub(super) async fn greet_all(run_dir: &RunDir) -> Vec<Greeted> {
+pub(in crate::supervisor) async fn greet_all(run_dir: &RunDir) -> Vec<Greeted> {
     let mut asked = Vec::new();
     for id in run_dir.workers().unwrap_or_default() {
         match connect_to_worker(run_dir.path(), id) {
@@ -86,7 +89,10 @@ pub(super) async fn greet_all(run_dir: &RunDir) -> Vec<Greeted> {
 }
 
 /// Takes them over: from here on they obey this process.
-pub(super) async fn adopt_all(run_dir: &RunDir, greeted: Vec<Greeted>) -> Vec<Survivor> {
+pub(in crate::supervisor) async fn adopt_all(
+    run_dir: &RunDir,
+    greeted: Vec<Greeted>,
+) -> Vec<Survivor> {
     let asked: Vec<_> = greeted
         .into_iter()
         .map(|worker| (worker.id, tokio::task::spawn_local(adopt(worker))))

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::core::Core;
-use super::gateway::{GatewayAnswer, GatewayEvent, check};
-use super::handle::{GatewayReply, Swapped};
+use super::{GatewayAnswer, GatewayEvent, check};
 use crate::config::{AppOptions, ENVIRONMENT, Form, GatewayOptions, SwapPolicy, UpstreamTarget};
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::{GatewayReply, Swapped};
 
 /// How often the end of an application is looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,7 +29,7 @@ const PROOF_PAUSE: Duration = Duration::from_millis(50);
 
 /// One process group of an application.
 #[derive(Debug)]
-pub(super) struct Application {
+pub(in crate::supervisor) struct Application {
     child: Child,
     url: String,
 }
@@ -43,7 +43,7 @@ impl Application {
 
 /// New upstreams that are being proven.
 #[derive(Debug)]
-pub(super) struct Deploy {
+pub(in crate::supervisor) struct Deploy {
     id: u64,
     route: String,
     targets: Vec<UpstreamTarget>,
@@ -76,7 +76,7 @@ struct Ending {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Applications {
+pub(in crate::supervisor) struct Applications {
     next_deploy: u64,
     current: Option<Application>,
     deploys: Vec<Deploy>,
@@ -121,7 +121,7 @@ fn free_port() -> std::io::Result<u16> {
 
 fn start(
     options: &AppOptions,
-    owner: super::process::User,
+    owner: crate::supervisor::workers::process::User,
 ) -> Result<(Application, UpstreamTarget), String> {
     let port = free_port().map_err(|error| format!("no free port for the application: {error}"))?;
     let url = format!("http://127.0.0.1:{port}");
@@ -149,7 +149,7 @@ impl Core {
         let options = config.options.app.clone();
         let owner = match options.user.is_empty() {
             true => Ok(None),
-            false => super::process::find_user(&options.user, None),
+            false => crate::supervisor::workers::process::find_user(&options.user, None),
         };
         let started = owner.and_then(|owner| start(&options, owner));
         match started {

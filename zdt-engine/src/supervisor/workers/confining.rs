@@ -9,11 +9,11 @@
 //!
 //! Must not know: what a worker does with what it is left.
 
-use super::WorkerId;
-use super::core::Core;
 use super::generations::{Generation, Phase};
-use super::handle::Confined;
 use crate::config::WorkerLimits;
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
+use crate::supervisor::handle::Confined;
 use crate::sys;
 use crate::sys::birth::{self, Birth, Priority};
 use crate::sys::cgroup::{Delegation, Group};
@@ -23,7 +23,7 @@ const CPU_PERIOD_US: u64 = 100_000;
 
 /// Whether groups can be made, asked once for a set of controllers.
 #[derive(Debug, Default)]
-pub(super) struct Groups {
+pub(in crate::supervisor) struct Groups {
     known: Option<(Vec<&'static str>, Result<Delegation, String>)>,
 }
 
@@ -160,7 +160,7 @@ impl Core {
 }
 
 /// The name of a worker's group, by which a later supervisor finds it.
-pub(super) fn group_name(worker: WorkerId) -> String {
+pub(in crate::supervisor) fn group_name(worker: WorkerId) -> String {
     format!("worker-{worker}")
 }
 

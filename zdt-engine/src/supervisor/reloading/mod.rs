@@ -2,32 +2,39 @@
 //!
 //! Must not know: in which order a reload proceeds.
 
+mod finishing;
+pub mod previous;
+pub mod restart;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::core::{Core, MAX_GENERATIONS};
-use super::generations::{Generation, Phase, Place, WorkerPhase, resolve_addresses};
-use super::handle::{Progress, ReloadRequest, Reply};
-use super::plan::{self, Batch};
-use super::previous::Build;
-use super::process::{Executable, check_executable, find_user};
-use super::reload::{
-    Action, CanaryOptions, Event, Machine, Mark, Options, Outcome, Places, Rolling, Tally,
-};
-use super::steer::Steer;
-use super::{WorkerId, store};
+use self::previous::Build;
 use crate::config::{Loaded, Settings, ShownSetting, Strategy};
 use crate::control::{Hello, ToWorker};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::{Core, MAX_GENERATIONS};
+use crate::supervisor::handle::{Progress, ReloadRequest, Reply};
+use crate::supervisor::reload::{
+    Action, CanaryOptions, Event, Machine, Mark, Options, Outcome, Places, Rolling, Tally,
+};
+use crate::supervisor::sockets::plan::{self, Batch};
+use crate::supervisor::sockets::steer::Steer;
+use crate::supervisor::takeover::store;
+use crate::supervisor::workers::generations::{
+    Generation, Phase, Place, WorkerPhase, resolve_addresses,
+};
+use crate::supervisor::workers::process::{Executable, check_executable, find_user};
 
 /// For answers that take a worker no time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A draining worker that has not ended by itself so long after its deadline is killed.
-pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(5);
+pub(in crate::supervisor) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// A reload that is going on; the first start is one, too, without blue.
-pub(super) struct ActiveReload {
+pub(in crate::supervisor) struct ActiveReload {
     pub machine: Machine,
     pub blue: Option<u32>,
     pub green: u32,
@@ -81,7 +88,7 @@ impl ActiveReload {
 
 /// What is to serve next.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted {
+pub(in crate::supervisor) enum Wanted {
     /// What is on disk now.
     Reload(ReloadRequest),
     /// What served before.
@@ -117,7 +124,7 @@ impl Wanted {
 
 /// A reload that waits for another to end.
 #[derive(Clone)]
-pub(super) struct QueuedReload {
+pub(in crate::supervisor) struct QueuedReload {
     pub wanted: Wanted,
     /// The supervisor is new already, and this was the old one's process: only the workers follow.
     pub predecessor: Option<u32>,
@@ -141,7 +148,7 @@ impl QueuedReload {
 }
 
 /// The machine's options from the settings and the request.
-pub(super) fn options(settings: &Settings, request: ReloadRequest) -> Options {
+pub(in crate::supervisor) fn options(settings: &Settings, request: ReloadRequest) -> Options {
     let ms = Duration::from_millis;
     let of = &settings.reload;
     let strategy = request.strategy.unwrap_or(settings.strategy);
@@ -299,7 +306,7 @@ impl Core {
                 Executable::open(path)?
             }
         };
-        let credentials = super::credentials::read(&settings)?;
+        let credentials = crate::supervisor::credentials::read(&settings)?;
         let user = find_user(&settings.user, settings.group.as_deref())?;
         let number = self.last_generation + 1;
         let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();

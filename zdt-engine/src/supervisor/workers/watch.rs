@@ -17,9 +17,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::WorkerId;
-use super::core::Core;
 use super::generations::{Phase, WorkerPhase};
+use crate::supervisor::WorkerId;
+use crate::supervisor::core::Core;
 
 /// Looks during one time-out.
 pub const LOOKS: u32 = 4;
