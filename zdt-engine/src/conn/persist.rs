@@ -140,7 +140,7 @@ impl Connection {
     /// Variable bytes of the sections that [`Connection::save`] would write now.
     pub fn saved_bytes(&self) -> usize {
         let machine: usize = match &self.stage {
-            Stage::WebSocket(machine) => machine.save_parts().1.iter().map(|part| part.len()).sum(),
+            Stage::WebSocket(machine) => machine.saved_bytes(),
             Stage::Http2(stack) => stack.saved_bytes(),
             Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
         };

@@ -93,8 +93,23 @@ pub struct Record<'a> {
     format: u16,
     freeze: FreezeInstant,
     sections: usize,
+    /// Which of the tags below [`MARKED_TAGS`] occur, one bit each, and which of them are required: most
+    /// sections that are asked for are not there.
+    present: u64,
+    needed: u64,
+    /// A larger tag occurs, too.
+    has_unmarked: bool,
     /// What follows the envelope.
     body: &'a [u8],
+}
+
+/// Tags that have a bit of their own.
+const MARKED_TAGS: u16 = 64;
+
+/// The bit of a tag; none for a larger one.
+#[inline]
+const fn mark(tag: u16) -> u64 {
+    if tag < MARKED_TAGS { 1 << tag } else { 0 }
 }
 
 /// What is known of a record's bytes before they are parsed.
@@ -169,14 +184,19 @@ impl<'a> Record<'a> {
         if sections > MAX_SECTIONS || u16_at(envelope, 34) != 0 || u32_at(envelope, 36) != 0 {
             return Err(StateError::MalformedSection { index: 0 });
         }
-        let mut rest = body;
+        let (mut rest, mut present, mut needed, mut has_unmarked) = (body, 0, 0, false);
         for index in 0..sections {
-            rest = split_section(rest).ok_or(StateError::MalformedSection { index })?.1;
+            let (section, behind) =
+                split_section(rest).ok_or(StateError::MalformedSection { index })?;
+            present |= mark(section.tag);
+            needed |= if section.optional { 0 } else { mark(section.tag) };
+            has_unmarked |= section.tag >= MARKED_TAGS;
+            rest = behind;
         }
         if !rest.is_empty() {
             return Err(StateError::MalformedSection { index: sections });
         }
-        Ok(Self { format, freeze, sections, body })
+        Ok(Self { format, freeze, sections, present, needed, has_unmarked, body })
     }
 
     /// The format version that it was written in.
@@ -197,6 +217,9 @@ impl<'a> Record<'a> {
     /// The first section with this tag.
     #[inline]
     pub fn section(&self, tag: u16) -> Option<Section<'a>> {
+        if tag < MARKED_TAGS && self.present & mark(tag) == 0 {
+            return None;
+        }
         self.sections().find(|section| section.tag == tag)
     }
 
@@ -215,6 +238,10 @@ impl<'a> Record<'a> {
     /// [`StateError::UnknownSection`] with the first such tag.
     #[inline]
     pub fn refuse_unknown(&self, known: &[u16]) -> Result<(), StateError> {
+        let marked = known.iter().fold(0, |marks, tag| marks | mark(*tag));
+        if self.needed & !marked == 0 && !self.has_unmarked {
+            return Ok(());
+        }
         match self.sections().find(|section| !section.optional && !known.contains(&section.tag)) {
             Some(section) => Err(StateError::UnknownSection { tag: section.tag }),
             None => Ok(()),

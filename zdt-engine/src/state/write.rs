@@ -2,7 +2,7 @@
 //!
 //! Must not know: what the sections mean.
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 
 use super::{
     CRC_OFFSET, ENVELOPE_BYTES, FLAG_OPTIONAL, FORMAT_WRITES, FreezeInstant, MAGIC,
@@ -33,6 +33,20 @@ pub struct Writer<'a> {
     freeze: FreezeInstant,
 }
 
+/// What precedes a section; see the table in the parent module.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SectionHeader {
+    tag: u16,
+    version: u16,
+    len: u32,
+    head_len: u32,
+    flags: u16,
+    zero: u16,
+}
+
+const _: () = assert!(size_of::<SectionHeader>() == SECTION_HEADER_BYTES);
+
 impl<'a> Writer<'a> {
     /// Begins a record at the end of `bytes`, which may be a pooled vector with other records.
     pub fn new(bytes: &'a mut Vec<u8>, freeze: FreezeInstant) -> Self {
@@ -62,7 +76,8 @@ impl<'a> Writer<'a> {
     ///
     /// # Panics
     /// As [`Writer::section`].
-    #[inline]
+    // Inlined, so that headers and heads, whose sizes are known there, are stored and not copied by calls.
+    #[inline(always)]
     pub fn section_of(
         &mut self,
         tag: u16,
@@ -71,28 +86,38 @@ impl<'a> Writer<'a> {
         head: &[u8],
         tail: &[&[u8]],
     ) {
-        self.sections += 1;
-        assert!(usize::from(self.sections) <= MAX_SECTIONS, "too many sections");
         let len = head.len() + tail.iter().map(|part| part.len()).sum::<usize>();
-        assert!(
-            self.bytes.len() - self.start + SECTION_HEADER_BYTES + len + SECTION_ALIGN
-                <= MAX_RECORD_BYTES,
-            "the record is too large"
-        );
-        self.bytes.reserve(SECTION_HEADER_BYTES + len + SECTION_ALIGN);
-        let mut header = [0u8; SECTION_HEADER_BYTES];
-        header[0..2].copy_from_slice(&tag.to_le_bytes());
-        header[2..4].copy_from_slice(&version.to_le_bytes());
-        header[4..8].copy_from_slice(&(len as u32).to_le_bytes());
-        header[8..12].copy_from_slice(&(head.len() as u32).to_le_bytes());
-        header[12..14].copy_from_slice(&(u16::from(optional) * FLAG_OPTIONAL).to_le_bytes());
-        self.bytes.extend_from_slice(&header);
+        let padded = len.next_multiple_of(SECTION_ALIGN);
+        self.make_room(SECTION_HEADER_BYTES + padded);
+        let header = SectionHeader {
+            tag: tag.to_le(),
+            version: version.to_le(),
+            len: (len as u32).to_le(),
+            head_len: (head.len() as u32).to_le(),
+            flags: (u16::from(optional) * FLAG_OPTIONAL).to_le(),
+            zero: 0,
+        };
+        self.bytes.extend_from_slice(bytemuck::bytes_of(&header));
         self.bytes.extend_from_slice(head);
-        for part in tail {
+        for part in tail.iter().filter(|part| !part.is_empty()) {
             self.bytes.extend_from_slice(part);
         }
-        let padding = (self.start.wrapping_sub(self.bytes.len())) % SECTION_ALIGN;
-        self.bytes.extend_from_slice(&[0; SECTION_ALIGN][..padding]);
+        // Zeroes of a fixed number, of which the superfluous go again.
+        let end = self.bytes.len() + (padded - len);
+        self.bytes.extend_from_slice(&[0; SECTION_ALIGN]);
+        self.bytes.truncate(end);
+    }
+
+    /// Counts a section of that many bytes and makes room for it, and for zeroes behind it.
+    fn make_room(&mut self, bytes: usize) {
+        self.sections += 1;
+        assert!(usize::from(self.sections) <= MAX_SECTIONS, "too many sections");
+        let room = bytes + SECTION_ALIGN;
+        assert!(
+            self.bytes.len() - self.start + room <= MAX_RECORD_BYTES,
+            "the record is too large"
+        );
+        self.bytes.reserve(room);
     }
 
     /// Writes the envelope; the record is complete.

@@ -79,8 +79,9 @@ impl Worker {
                     self.tell(&FromWorker::ChannelReady { reload, channel: number });
                 }
                 Ok(Received::Offers) => {
+                    let boottime_ns = sys::boottime_ns();
                     for arrival in arrivals.drain(..) {
-                        self.on_arrival(index, arrival);
+                        self.on_arrival(index, arrival, boottime_ns);
                     }
                     // Blue learns of it while this batch is being armed.
                     self.channels[index].announce_answers();
@@ -110,7 +111,7 @@ impl Worker {
         self.tell(&FromWorker::ChannelFailed { reload, channel: number, reason });
     }
 
-    fn on_arrival(&mut self, index: usize, arrival: Arrival) {
+    fn on_arrival(&mut self, index: usize, arrival: Arrival, boottime_ns: u64) {
         let Arrival { sequence, socket, upstreams, record: mut bytes } = arrival;
         let environment = Environment::new(&self.configure.config, self.now_ms, &[]);
         let restored = if fault_point!("adopt.refuse") {
@@ -124,7 +125,7 @@ impl Worker {
                     state::json::from_json(&mut bytes, integrity, &record::JSON_CODECS)
                 });
             let restored = unwrapped.map_err(record::RestoreError::from).and_then(|integrity| {
-                record::restore(&bytes, integrity, &environment, service.as_mut())
+                record::restore(&bytes, integrity, &environment, service.as_mut(), boottime_ns)
             });
             restored.map_err(|error| {
                 tracing::warn!(sequence, "an offered connection is refused: {error}");

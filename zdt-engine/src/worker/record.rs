@@ -201,7 +201,8 @@ fn boot_hash() -> u64 {
 /// Writes the record of a connection that was frozen at `entry.frozen_ns`, plain and without a
 /// checksum: whoever sends it completes it.
 pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Result<(), Busy> {
-    if variable_bytes(entry) > MAX_VARIABLE_BYTES {
+    let mut bytes_in_all = variable_bytes(entry);
+    if bytes_in_all > MAX_VARIABLE_BYTES {
         return Err(Busy("record-too-large"));
     }
     if entry.transport.is_shaking_hands() {
@@ -237,7 +238,6 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     if !entry.unsent.is_empty() {
         writer.section(TAG_UNSENT, 1, false, &[0u8; 0], &[&entry.unsent]);
     }
-    let mut bytes_in_all = variable_bytes(entry);
     if entry.connection.is_multiplexed() {
         // By their streams' ids: slots are given anew where the connection is restored.
         for slot in entry.connection.slots() {
@@ -339,18 +339,9 @@ impl Restored {
     }
 }
 
-/// Rebuilds a connection, without its socket.
+/// Rebuilds a connection, without its socket, at that instant (CLOCK_BOOTTIME): whoever restores many
+/// looks at the clock once.
 pub fn restore(
-    bytes: &[u8],
-    integrity: Integrity,
-    environment: &Environment<'_>,
-    service: &mut dyn Service,
-) -> Result<Restored, RestoreError> {
-    restore_at(bytes, integrity, environment, service, sys::boottime_ns())
-}
-
-/// Like [`restore`] at that instant (CLOCK_BOOTTIME).
-pub fn restore_at(
     bytes: &[u8],
     integrity: Integrity,
     environment: &Environment<'_>,
@@ -444,6 +435,7 @@ pub struct RoundTrip {
     connection: Restored,
     service: crate::service::demo::Demo,
     config: crate::config::WorkerConfig,
+    boottime_ns: u64,
 }
 
 /// Makes what `bench state` measures. It is a `RoundTrip`.
@@ -460,6 +452,7 @@ pub fn bench_roundtrip(buffered_bytes: usize) -> RoundTrip {
         connection: Restored(entry),
         service,
         config: crate::config::WorkerConfig::default(),
+        boottime_ns: sys::boottime_ns(),
     }
 }
 
@@ -467,7 +460,8 @@ impl RoundTrip {
     /// Restores any bytes; true if they were a valid record, which is kept then.
     pub fn try_restore(&mut self, bytes: &[u8]) -> bool {
         let environment = Environment::new(&self.config, 0, &[]);
-        match restore(bytes, Integrity::Unknown, &environment, &mut self.service) {
+        let now_ns = self.boottime_ns;
+        match restore(bytes, Integrity::Unknown, &environment, &mut self.service, now_ns) {
             Ok(connection) => {
                 self.connection = connection;
                 true
@@ -483,7 +477,8 @@ impl RoundTrip {
         self.connection.save(state::FORMAT_WRITES.newest, 0, record).expect("never busy");
         state::set_checksum(record);
         let environment = Environment::new(&self.config, 0, &[]);
-        let restored = restore(record, Integrity::Unknown, &environment, &mut self.service);
+        let now_ns = self.boottime_ns;
+        let restored = restore(record, Integrity::Unknown, &environment, &mut self.service, now_ns);
         self.connection = restored.expect("a record of its own");
         record.len()
     }

@@ -121,13 +121,8 @@ impl Worker {
         }
         let environment = Environment::new(&self.configure.config, now_ms, &[]);
         let service = self.service.as_mut();
-        let restored = record::restore_at(
-            first,
-            state::Integrity::Verified,
-            &environment,
-            service,
-            boottime_ns,
-        );
+        let restored =
+            record::restore(first, state::Integrity::Verified, &environment, service, boottime_ns);
         let restored = restored.map_err(|error| {
             tracing::warn!(connection = self.entries[key].id, "could not be restored: {error}");
             error.code()

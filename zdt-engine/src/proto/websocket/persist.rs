@@ -189,6 +189,14 @@ impl WebSocket {
         (head, tail)
     }
 
+    /// Bytes of the tail that [`Self::save_parts`] would yield.
+    pub fn saved_bytes(&self) -> usize {
+        if self.deflate.is_none() {
+            return if self.current.is_some() { self.assembly.len() } else { 0 };
+        }
+        self.save_parts().1.iter().map(|part| part.len()).sum()
+    }
+
     /// A machine that goes on where the saved one stopped. Whatever `state` holds, this is safe: it
     /// is refused unless the state could be that of a machine with these limits.
     pub fn restore(state: WebSocketState, limits: &Limits) -> Result<Self, RestoreError> {
