@@ -91,12 +91,8 @@ impl Core {
             }
         }
         if let Err(message) = done {
-            // Without eBPF some workers may have been given their sockets.
-            if self.steer.is_ebpf() {
-                self.machine_events.push_back(Event::NotFlipped { message });
-            } else {
-                self.fail_reload(message);
-            }
+            // Also without eBPF: no socket was given to anybody before all were there.
+            self.machine_events.push_back(Event::NotFlipped { message });
             return;
         }
         tracing::info!(generation = green, "flip");
@@ -130,6 +126,7 @@ impl Core {
         let wanted = if reuse_port { workers } else { 1 };
         let taken: BTreeSet<u64> =
             generation.places.iter().flat_map(|place| &place.own).copied().collect();
+        let mut made = Vec::new();
         for address in &mut generation.listen {
             let mut sockets = self.listeners.shared(*address);
             // One socket for all is one for all steps, too.
@@ -138,7 +135,12 @@ impl Core {
             });
             while sockets.len() < wanted {
                 let (reuse, backlog) = (self.settings.reuse_port, self.settings.backlog);
-                let id = self.listeners.create(*address, Role::Shared, reuse, backlog)?;
+                let created = self.listeners.create(*address, Role::Shared, reuse, backlog);
+                let id = created.inspect_err(|_| {
+                    // Nobody accepts from them: clients would wait in their queues for ever.
+                    made.iter().for_each(|id| self.listeners.remove(*id));
+                })?;
+                made.push(id);
                 *address = self.listeners.find(id).map_or(*address, |listener| listener.address);
                 sockets.push(id);
             }
