@@ -17,14 +17,20 @@ pub use connection::{Client, PATIENCE, is_readable};
 pub enum ClientError {
     /// Nobody listens there.
     #[error(
-        "no supervisor answers at {}: {error}; `zdt serve` starts one, --run-dir names another \
-         directory", path.display()
+        "no supervisor answers at {}: {error}; {}", path.display(),
+        if *orphans {
+            "a dead one has left workers behind, which serve on: `zdt serve` takes them over, `zdt stop` ends them"
+        } else {
+            "`zdt serve` starts one, --run-dir names another directory"
+        }
     )]
     Absent {
         /// The control socket.
         path: PathBuf,
         /// Why.
         error: std::io::Error,
+        /// A dead one has left the sockets of workers.
+        orphans: bool,
     },
     /// The run directory is somebody else's, or none.
     #[error(transparent)]

@@ -2,6 +2,12 @@
 //!
 //! Must not know: how the supervisor does what it is told.
 
+/// As the standard one, for all commands; but whoever has seen enough closes the pipe, which is no reason
+/// to panic, and the command's own exit code stands.
+macro_rules! println {
+    ($($argument:tt)*) => { $crate::cli::print_line(format_args!($($argument)*)) };
+}
+
 mod client;
 mod config;
 mod doctor;
@@ -13,6 +19,7 @@ mod status;
 mod stop;
 mod top;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,7 +85,7 @@ struct SettingsArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Public address; may be given several times.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Vec<SocketAddr>,
     /// Certificate (PEM) to speak TLS with, and those behind it; may be given several times, each with its
     /// --tls-key.
@@ -112,7 +119,7 @@ struct SettingsArgs {
     /// Whom the workers run as, if started by root.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Group of the workers, if started by root; the user's own by default
+    /// Group of the workers, if started by root; the user's own by default.
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
     /// Whether eBPF steers new connections.
@@ -124,6 +131,12 @@ struct SettingsArgs {
     /// Form of the log on standard error; RUST_LOG says how much of it.
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let expected =
+        "expected an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:80 or [::1]:8080";
+    text.parse().map_err(|_| expected.to_owned())
 }
 
 impl SettingsArgs {
@@ -399,6 +412,18 @@ fn run_worker(args: &WorkerArgs, services: &Services) -> ExitCode {
             );
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a line on standard output; a disk that is full is an error that must not pass for an answer.
+fn print_line(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("zdt: cannot write to standard output: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
     }
 }
 

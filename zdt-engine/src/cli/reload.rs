@@ -113,6 +113,10 @@ fn print_verdict(verdict: &Verdict, json: bool) -> Result<(), String> {
     }
     if let Some(canary) = &verdict.canary {
         for (name, side) in [("the canary", canary.green), ("the old workers", canary.blue)] {
+            if side.requests == 0 {
+                println!("{name}: no requests or messages");
+                continue;
+            }
             println!(
                 "{name}: {} requests and messages, {} failed, under {} us (99 %)",
                 side.requests, side.errors, side.p99_us

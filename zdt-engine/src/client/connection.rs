@@ -19,7 +19,7 @@ use nix::sys::time::TimeVal;
 
 use super::ClientError;
 use crate::supervisor::handle::{Reply, Request};
-use crate::supervisor::{check_run_dir, control_socket};
+use crate::supervisor::{check_run_dir, control_socket, workers_in};
 use crate::sys;
 
 /// How long a supervisor may be silent.
@@ -41,7 +41,10 @@ impl Client {
     /// If nobody is there, or the directory is somebody else's.
     pub fn connect(run_dir: &Path) -> Result<Client, ClientError> {
         let path = control_socket(run_dir);
-        let nobody = |error: std::io::Error| ClientError::Absent { path: path.clone(), error };
+        let nobody = |error: std::io::Error| {
+            let orphans = workers_in(run_dir).is_ok_and(|workers| !workers.is_empty());
+            ClientError::Absent { path: path.clone(), error, orphans }
+        };
         // Root may look after everybody's.
         if run_dir.exists() && !nix::unistd::geteuid().is_root() {
             check_run_dir(run_dir)?;

@@ -435,7 +435,19 @@ impl Settings {
     /// The setting, and what is wrong with it.
     pub fn routes(&self) -> Result<Vec<RouteTarget>, (&'static str, String)> {
         if self.service != PROXY_SERVICE {
-            return Ok(Vec::new());
+            let gateway = &self.gateway;
+            let given = [
+                ("gateway.upstream", !gateway.upstream.is_empty()),
+                ("gateway.app.command", !gateway.app.command.is_empty()),
+                ("route", !self.route.is_empty()),
+            ];
+            return match given.into_iter().find(|&(_, given)| given) {
+                Some((setting, _)) => Err((
+                    setting,
+                    "is for the service `proxy` only: add --service proxy".to_owned(),
+                )),
+                None => Ok(Vec::new()),
+            };
         }
         let routes = gateway::routes(&self.gateway, &self.route)?;
         if routes.is_empty() {

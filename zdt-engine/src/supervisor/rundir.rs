@@ -48,7 +48,7 @@ pub enum RunDirError {
         path: PathBuf,
     },
     /// Somebody else could have prepared it.
-    #[error("run directory {} belongs to user {owner}, this is user {own}: refusing to trust what is in it; remove it or choose another with --run-dir", path.display())]
+    #[error("run directory {} belongs to user {owner}, this is user {own}, who does not trust what is in it: run this as that user, or choose another with --run-dir", path.display())]
     Foreign {
         /// The directory.
         path: PathBuf,

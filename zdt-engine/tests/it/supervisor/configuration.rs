@@ -20,6 +20,16 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// `zdt config show | head`.
+#[test]
+fn whoever_has_seen_enough_closes_the_pipe() {
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zdt"));
+    let output = command.env_clear().args(["config", "show"]).stdout(writer).output().expect("run");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
 #[test]
 fn check_names_file_line_and_key() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -48,6 +58,8 @@ fn check_names_file_line_and_key() {
         ("--service", "no-such", "no service"),
         ("--user", "no-such-user", "no-such-user"),
         ("--workers", "1000", "--workers: workers: at most"),
+        ("--upstream", "http://127.0.0.1:1", "add --service proxy"),
+        ("--app", "true", "add --service proxy"),
         ("--admin", "0.0.0.0:9180", "admin_token_file"),
     ] {
         // Who is not root runs its workers itself.
