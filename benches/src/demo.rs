@@ -164,6 +164,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
                 tls: arguments.tls,
                 service: vec!["demo".to_owned()],
                 answers_id: true,
+                configuration: String::new(),
             })?;
             eprintln!("# engine on {}", engine.address);
             schedule.reloader = Some(engine.reloader());

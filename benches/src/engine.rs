@@ -29,6 +29,8 @@ pub struct Options {
     pub cpu: Option<usize>,
     /// Whether it speaks TLS.
     pub tls: bool,
+    /// Contents of its configuration file; without any, it gets none.
+    pub configuration: String,
     /// Name of the service, and what it needs.
     pub service: Vec<String>,
     /// It answers `/id`, so that it can be seen to serve; otherwise its port is waited for.
@@ -44,6 +46,7 @@ impl Options {
             steering: "auto",
             cpu: None,
             tls: false,
+            configuration: String::new(),
             service: vec!["demo".to_owned()],
             answers_id: true,
         }
@@ -160,6 +163,7 @@ pub struct Engine {
     options: Options,
     server: Server,
     run_dir: TemporaryFile,
+    _configuration: TemporaryFile,
 }
 
 impl Engine {
@@ -176,6 +180,10 @@ impl Engine {
             .arg(run_dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        let configuration = TemporaryFile::new("zdt.toml", Some(&options.configuration))?;
+        if !options.configuration.is_empty() {
+            command.arg("--config").arg(configuration.path());
+        }
         if options.tls {
             let (certificate, key) = secure::Identity::own()?.paths();
             command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
@@ -201,7 +209,7 @@ impl Engine {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         }
-        Ok(Self { address, options, server, run_dir })
+        Ok(Self { address, options, server, run_dir, _configuration: configuration })
     }
 
     /// For reloads while the calling thread does something else.

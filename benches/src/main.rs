@@ -53,7 +53,7 @@ enum Command {
         /// Over TLS: handoff (beside plain), echo, memory.
         #[arg(long)]
         tls: bool,
-        /// Over HTTP/2: http.
+        /// Over HTTP/2: http, handoff (beside HTTP/1.1), memory.
         #[arg(long)]
         h2: bool,
         /// The zdt command; beside this program by default.

@@ -30,6 +30,11 @@ pub fn is_registered(address: SocketAddrV4) -> bool {
     addresses.as_ref().is_some_and(|addresses| addresses.contains(&address))
 }
 
+/// Of the address, in a URL.
+pub fn scheme(address: SocketAddrV4) -> &'static str {
+    if is_registered(address) { "https" } else { "http" }
+}
+
 /// A certificate for `localhost`, made for this run, and its files.
 pub struct Identity {
     certificate: TemporaryFile,
@@ -69,8 +74,8 @@ pub fn remove_files() {
     }
 }
 
-/// A client that trusts the certificate of this process.
-pub fn client_config() -> Result<Arc<ClientConfig>> {
+/// A client that trusts the certificate of this process, and offers these protocols.
+pub fn client_config(protocols: &[&[u8]]) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(Identity::own()?.root.clone())?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -80,6 +85,7 @@ pub fn client_config() -> Result<Arc<ClientConfig>> {
         .with_no_client_auth();
     // Every connection shakes hands in full, and nothing is remembered.
     config.resumption = rustls::client::Resumption::disabled();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
@@ -163,7 +169,7 @@ pub fn stream(
         return Ok(Box::new(socket));
     }
     let name = ServerName::try_from("localhost").expect("a name");
-    let mut connection = ClientConnection::new(client_config()?, name)?;
+    let mut connection = ClientConnection::new(client_config(&[])?, name)?;
     while connection.is_handshaking() {
         match connection.complete_io(&mut socket) {
             Ok(_) => {}

@@ -6,6 +6,8 @@
 //!
 //! Must not know: sockets, what messages mean.
 
+use hyper::http::Request;
+
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// Continuation frame.
@@ -370,6 +372,24 @@ pub fn handshake_request(host: &str, target: &str, offer: Option<DeflateParamete
         "GET {target} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{extensions}\r\n"
     )
+}
+
+/// The client's handshake on a stream of HTTP/2 (RFC 8441 §5).
+pub fn http2_request(
+    scheme: &str,
+    host: &str,
+    target: &str,
+    offer: Option<DeflateParameters>,
+) -> Result<Request<()>, String> {
+    let mut request = Request::builder()
+        .method("CONNECT")
+        .uri(format!("{scheme}://{host}{target}"))
+        .extension(h2::ext::Protocol::from_static("websocket"))
+        .header("sec-websocket-version", "13");
+    if let Some(offer) = offer {
+        request = request.header("sec-websocket-extensions", offer.header_value());
+    }
+    request.body(()).map_err(|error| error.to_string())
 }
 
 /// Checks the server's answer, of which `head` is all up to the empty line.

@@ -1,5 +1,5 @@
-//! `handoff`: idle connections a second from blue to green beside the bare transfer, blackouts, and
-//! round trips of busy connections during a reload.
+//! `handoff`: idle connections a second from blue to green beside the bare transfer, blackouts, round trips of
+//! busy connections during a reload, and what options and protocols cost.
 //!
 //! Must not know: how connections are handed off.
 
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::Settings;
-use crate::engine::{Engine, Reloader, Verdict};
+use super::{Settings, variants};
+use crate::engine::{Reloader, Verdict};
 use crate::figures::{Figure, Report, Target};
 use crate::load::open::{OpenLoop, Phase};
 use crate::load::{Exchange, closed};
@@ -20,17 +20,18 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Replies are recorded until so long after the verdict.
 const AFTERMATH: Duration = Duration::from_millis(50);
 
-/// Runs both parts.
+/// Runs all parts; over TLS or HTTP/2, those beside plain HTTP/1.1.
 pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
-    if settings.tls {
-        return beside_plain(settings, report);
+    if settings.tls || settings.h2 {
+        return variants::protocols(settings, report);
     }
     idle(settings, report).context("with idle connections")?;
-    busy(settings, report).context("with busy connections")
+    busy(settings, report).context("with busy connections")?;
+    variants::options(settings, report).context("with each option")
 }
 
 /// Reloads in the background while the load goes on.
-fn reload_beside(load: &mut OpenLoop, reloader: &Reloader) -> Result<Verdict> {
+pub(super) fn reload_beside(load: &mut OpenLoop, reloader: &Reloader) -> Result<Verdict> {
     let reloader = reloader.clone();
     let reload = std::thread::spawn(move || reloader.reload(RELOAD_TIMEOUT));
     load.idle_while(|| !reload.is_finished())?;
@@ -55,8 +56,12 @@ fn idle(settings: &Settings, report: &mut Report) -> Result<()> {
     let connections = settings.connections();
     let engine = settings.engine(None)?;
     let reloader = engine.reloader();
-    let mut load =
-        OpenLoop::connect(engine.address, Exchange::echo(Some("/ws/echo"), 64, 1), connections)?;
+    let mut load = OpenLoop::connect(
+        engine.address,
+        Exchange::echo(Some("/ws/echo"), 64, 1),
+        connections,
+        false,
+    )?;
     load.echo_once()?;
     let (mut pairs, mut p99, mut max, mut p50, mut reload_ms) =
         (Vec::new(), Vec::new(), 0f64, Vec::new(), Vec::new());
@@ -91,53 +96,6 @@ fn idle(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Idle connections with TLS beside the same without.
-fn beside_plain(settings: &Settings, report: &mut Report) -> Result<()> {
-    let connections = settings.connections();
-    // Both are open all the time, so that neither has the machine to itself.
-    let open = |engine: Engine| -> Result<(OpenLoop, Reloader, Engine)> {
-        let echo = Exchange::echo(Some("/ws/echo"), 64, 1);
-        let mut load = OpenLoop::connect(engine.address, echo, connections)?;
-        load.echo_once()?;
-        let reloader = engine.reloader();
-        Ok((load, reloader, engine))
-    };
-    let mut secure = open(settings.engine(None)?).context("with TLS")?;
-    let mut plain = open(settings.plain_engine(None)?).context("without TLS")?;
-    let rate = |(load, reloader, _): &mut (OpenLoop, Reloader, Engine)| -> Result<(f64, f64)> {
-        let verdict = reload_beside(load, reloader)?;
-        load.echo_once().context("after a reload")?;
-        if verdict.migrated_connections < connections as u64 || load.dropped() > 0 {
-            bail!("{} were dropped: {verdict:?}", load.dropped());
-        }
-        let handoff_ms = verdict.handoff_ms.unwrap_or(verdict.duration_ms);
-        Ok((verdict.migrated_connections as f64 / handoff_ms * 1e3, verdict.blackout_us.p99))
-    };
-    let (mut pairs, mut p99) = (Vec::new(), Vec::new());
-    for _ in 0..settings.pairs() {
-        let (of_secure, blackout) = rate(&mut secure)?;
-        pairs.push((of_secure, rate(&mut plain)?.0));
-        p99.push(blackout);
-    }
-    for (load, _, engine) in [secure, plain] {
-        load.close()?;
-        engine.stop()?;
-    }
-    let case = format!("{connections} idle WebSockets over TLS");
-    let figure = Figure::paired(
-        BENCH,
-        "connections_per_s",
-        "1/s",
-        "without TLS",
-        &pairs,
-        Target::Ratio(0.7),
-    );
-    report.add(figure.case(case.clone()));
-    let figure = Figure::alone(BENCH, "blackout_p99_us", "us", &p99, Target::None);
-    report.add(figure.case(case));
-    Ok(())
-}
-
 fn busy(settings: &Settings, report: &mut Report) -> Result<()> {
     const CONNECTIONS: usize = 500;
     let engine = settings.engine(None)?;
@@ -147,7 +105,7 @@ fn busy(settings: &Settings, report: &mut Report) -> Result<()> {
         closed::run(engine.address, &exchange, CONNECTIONS, window / 4, window, &engine.pids())?;
     let rate = sample.per_s() / 2.0;
     report.note(&format!("closed loop: {:.0} messages/s; open loop at half of it", sample.per_s()));
-    let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS)?;
+    let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS, false)?;
     let (mut p50, mut p999, mut max, mut quiet_p999) = (Vec::new(), Vec::new(), 0u64, Vec::new());
     for _ in 0..settings.pairs() {
         // The same load without a reload, to know what the machine does on its own.

@@ -1,4 +1,5 @@
-//! `memory`: bytes that an idle WebSocket costs a worker, after one echoed message and one reload.
+//! `memory`: bytes that an idle WebSocket costs a worker, after one echoed message and one reload; over HTTP/2 with a
+//! connection for each.
 //!
 //! Must not know: what the worker keeps.
 
@@ -31,7 +32,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         reloader.reload(timeout)?;
         let empty = worker_pss(&engine)?;
         let echo = Exchange::echo(Some("/ws/echo"), 64, 1);
-        let mut load = OpenLoop::connect(engine.address, echo, connections)?;
+        let mut load = OpenLoop::connect(engine.address, echo, connections, settings.h2)?;
         load.echo_once()?;
         let reload = std::thread::spawn(move || reloader.reload(timeout));
         load.idle_while(|| !reload.is_finished())?;
@@ -49,9 +50,11 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         load.close()?;
         engine.stop()?;
     }
-    let (name, most) = match settings.tls {
-        false => ("bytes_per_idle_websocket", 1024.0),
-        true => ("bytes_per_idle_tls_websocket", 4096.0),
+    let (name, most) = match (settings.tls, settings.h2) {
+        (false, false) => ("bytes_per_idle_websocket", 1024.0),
+        (true, false) => ("bytes_per_idle_tls_websocket", 4096.0),
+        (false, true) => ("bytes_per_idle_h2_websocket", 6144.0),
+        (true, true) => ("bytes_per_idle_tls_h2_websocket", 6144.0),
     };
     report.add(Figure::alone("memory", name, "B", &samples, Target::AtMost(most)));
     Ok(())

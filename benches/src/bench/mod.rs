@@ -14,6 +14,7 @@ mod reload;
 mod state;
 mod steering;
 pub mod swap;
+mod variants;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -45,7 +45,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
         closed::run(engine.address, &exchange, CONNECTIONS, window / 4, window, &engine.pids())?;
     let rate = sample.per_s() / 2.0;
     report.note(&format!("closed loop: {:.0} messages/s; open loop at half of it", sample.per_s()));
-    let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS)?;
+    let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS, false)?;
     let case = format!("{CONNECTIONS} connections, {WORKERS} workers, {rate:.0} messages/s");
     let reloader = engine.reloader();
 
@@ -90,7 +90,7 @@ fn socket_handoff(settings: &Settings, rate: f64, report: &mut Report) -> Result
     let reloader = engine.reloader();
     let arguments = ["--strategy", "socket-handoff"];
     let measure = || -> Result<Vec<f64>> {
-        let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS)?;
+        let mut load = OpenLoop::connect(engine.address, exchange, CONNECTIONS, false)?;
         let mut took_ms = Vec::new();
         for _ in 0..settings.pairs() {
             let took = beside(&mut load, rate, || reload(&reloader, &arguments))?;

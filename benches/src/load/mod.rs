@@ -18,6 +18,8 @@ use crate::ws::{self, Endpoint};
 pub struct Exchange {
     /// To be sent, and to be answered with 101, before the first request.
     pub handshake: Option<String>,
+    /// Path of the WebSocket.
+    pub target: Option<String>,
     /// A request on the wire, as often as many may be in flight at once.
     batch: &'static [u8],
     /// Length of one request.
@@ -38,6 +40,7 @@ impl Exchange {
     ) -> Self {
         Self {
             handshake,
+            target: None,
             // A few for each run of the program.
             batch: Box::leak(request.repeat(n).into_boxed_slice()),
             request_bytes: request.len(),
@@ -67,7 +70,8 @@ impl Exchange {
             Some(target) => {
                 Endpoint::new(false, None).write_frame(&mut reply, 0x80, ws::BINARY, &payload);
                 let handshake = ws::handshake_request("127.0.0.1", target, None);
-                Self::new(Some(handshake), &request, &reply, 64, in_flight)
+                let exchange = Self::new(Some(handshake), &request, &reply, 64, in_flight);
+                Self { target: Some(target.to_owned()), ..exchange }
             }
             None => Self::new(None, &request, &request, 64, in_flight),
         }

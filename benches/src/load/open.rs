@@ -55,11 +55,25 @@ struct State {
     failure: Option<String>,
 }
 
+impl State {
+    fn on_open(&mut self, id: ConnId) {
+        if let Some(connection) = &mut self.connections[id.index()] {
+            connection.ready = true;
+            self.order.push(id);
+            self.ready += 1;
+        }
+    }
+}
+
 impl Handler for State {
     fn on_connected(&mut self, io: &mut Io, id: ConnId) {
         if let Some(request) = &self.exchange.handshake {
             io.send(id, request.as_bytes());
         }
+    }
+
+    fn on_websocket(&mut self, _: &mut Io, id: ConnId, _: &str) {
+        self.on_open(id);
     }
 
     fn on_data(&mut self, io: &mut Io, id: ConnId, mut data: &[u8]) {
@@ -71,9 +85,7 @@ impl Handler for State {
                 if let Err(error) = ws::check_handshake(&String::from_utf8_lossy(&head)) {
                     self.failure.get_or_insert(error);
                 }
-                connection.ready = true;
-                self.order.push(id);
-                self.ready += 1;
+                self.on_open(id);
             }
             return;
         }
@@ -118,8 +130,13 @@ impl Handler for State {
 }
 
 impl OpenLoop {
-    /// Opens the connections.
-    pub fn connect(address: SocketAddrV4, exchange: Exchange, connections: usize) -> Result<Self> {
+    /// Opens the connections; over HTTP/2 with one WebSocket each.
+    pub fn connect(
+        address: SocketAddrV4,
+        exchange: Exchange,
+        connections: usize,
+        http2: bool,
+    ) -> Result<Self> {
         let (count, bytes) = buffers_for(connections, exchange.reply_bytes);
         let mut client = Client::new(address, count, bytes)?;
         let mut state = State {
@@ -136,7 +153,15 @@ impl OpenLoop {
         let mut started = 0;
         while state.ready < connections {
             while started < connections && started - state.ready < 100 {
-                let id = client.io.connect(ConnectOptions::default())?;
+                let id = match &state.exchange.target {
+                    Some(target) if http2 => {
+                        let scheme = crate::secure::scheme(address);
+                        let request = ws::http2_request(scheme, "127.0.0.1", target, None)
+                            .map_err(anyhow::Error::msg)?;
+                        client.io.open_websocket(started as u32, request)?
+                    }
+                    _ => client.io.connect(ConnectOptions::default())?,
+                };
                 if state.connections.len() <= id.index() {
                     state.connections.resize_with(id.index() + 1, || None);
                 }

@@ -3,9 +3,14 @@
 //! A [`Handler`] is told what happens; it acts through [`Io`]. Output is collected while a batch of
 //! completions is handled and goes out with one send a connection.
 //!
+//! WebSockets on HTTP/2 connections are connections, too (`streams.rs`).
+//!
 //! Must not know: protocols, what is measured.
 
-use std::collections::VecDeque;
+mod carrier;
+mod streams;
+
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -65,6 +70,8 @@ pub struct ConnectOptions {
 pub trait Handler {
     /// The connection is there.
     fn on_connected(&mut self, io: &mut Io, id: ConnId);
+    /// The WebSocket that was asked for on an HTTP/2 connection is there, with these extensions.
+    fn on_websocket(&mut self, _io: &mut Io, _id: ConnId, _extensions: &str) {}
     /// Bytes have arrived.
     fn on_data(&mut self, io: &mut Io, id: ConnId, data: &[u8]);
     /// Nothing more will arrive. The handler closes the connection.
@@ -85,6 +92,12 @@ struct Slot {
     paced_bytes: Option<u32>,
     pending: Vec<u8>,
     secure: Option<Box<Secure>>,
+    /// Something can be said on it.
+    is_ready: bool,
+    /// It is an HTTP/2 connection.
+    carrier: Option<Box<carrier::Carrier>>,
+    /// It is a stream of this HTTP/2 connection, and has no socket.
+    carried_by: Option<ConnId>,
 }
 
 /// Actions on connections.
@@ -96,7 +109,19 @@ pub struct Io {
     dirty: Vec<u32>,
     open: usize,
     /// Present if the address speaks TLS.
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Option<Tls>,
+    /// The HTTP/2 connection of each group of streams.
+    groups: HashMap<u32, ConnId>,
+    /// HTTP/2 connections that are to be polled.
+    touched: Vec<ConnId>,
+    events: Vec<(u32, carrier::Event)>,
+    wire: Vec<u8>,
+}
+
+/// Both that are offered by ALPN.
+struct Tls {
+    http1: Arc<rustls::ClientConfig>,
+    http2: Arc<rustls::ClientConfig>,
 }
 
 /// A loop over the connections to one address.
@@ -132,15 +157,23 @@ impl Client {
             dirty: Vec::new(),
             open: 0,
             tls: match secure::is_registered(target) {
-                true => Some(secure::client_config().map_err(io::Error::other)?),
+                true => Some(Tls {
+                    http1: secure::client_config(&[]).map_err(io::Error::other)?,
+                    http2: secure::client_config(&[b"h2"]).map_err(io::Error::other)?,
+                }),
                 false => None,
             },
+            groups: HashMap::new(),
+            touched: Vec::new(),
+            events: Vec::new(),
+            wire: Vec::new(),
         };
         Ok(Self { io, buffers, completions: Vec::new(), plain: Vec::new() })
     }
 
     /// Sends what is queued, waits for something to happen, at most for `timeout`, and handles it.
     pub fn turn<H: Handler>(&mut self, handler: &mut H, timeout: Duration) -> io::Result<()> {
+        self.poll_carriers(handler);
         self.io.flush();
         self.io.uring.enter(Some(timeout))?;
         self.io.uring.drain(&mut self.completions);
@@ -156,7 +189,10 @@ impl Client {
     /// Closes everything and waits until the kernel is done with it, for a second at most.
     pub fn close_all(&mut self) -> io::Result<()> {
         for index in 0..self.io.slots.len() {
-            if self.io.slots[index].fd.is_some() {
+            // A connection goes with its last stream.
+            if self.io.slots[index].fd.is_some() && self.io.slots[index].carrier.is_none()
+                || self.io.slots[index].carried_by.is_some()
+            {
                 let generation = self.io.slots[index].generation;
                 self.io.abort(ConnId { index: index as u32, generation });
             }
@@ -187,7 +223,7 @@ impl Client {
         match kind {
             CONNECT if closing => {}
             CONNECT if completion.result < 0 => {
-                handler.on_end(io, id, End::NotConnected(-completion.result));
+                io.on_over(handler, id, End::NotConnected(-completion.result));
             }
             CONNECT if io.tls.is_some() => {
                 io.receive(id);
@@ -195,7 +231,7 @@ impl Client {
             }
             CONNECT => {
                 io.receive(id);
-                handler.on_connected(io, id);
+                io.on_ready(handler, id);
             }
             RECEIVE => {
                 if !completion.more() {
@@ -207,7 +243,7 @@ impl Client {
                         if io.tls.is_some() {
                             io.on_sealed(handler, id, data, &mut self.plain);
                         } else {
-                            handler.on_data(io, id, data);
+                            io.on_bytes(handler, id, data);
                         }
                     }
                     self.buffers.give(buffer);
@@ -218,7 +254,7 @@ impl Client {
                         0 => End::Fin,
                         error => End::Error(-error),
                     };
-                    handler.on_end(io, id, end);
+                    io.on_over(handler, id, end);
                 } else if alive
                     && !completion.more()
                     && io.slots[index as usize].paced_bytes.is_none()
@@ -242,7 +278,7 @@ impl Client {
                 if !closing && completion.result < 0 {
                     // The receive reports the error, too, unless it was ended already.
                     if !slot.receiving {
-                        handler.on_end(io, id, End::Error(-completion.result));
+                        io.on_over(handler, id, End::Error(-completion.result));
                     }
                 } else if !closing {
                     if slot.pending.is_empty() {
@@ -273,7 +309,8 @@ impl Handler for Nobody {
 impl Io {
     fn begin_handshake(&mut self, id: ConnId) {
         let slot = &mut self.slots[id.index()];
-        if let Some(config) = &self.tls {
+        if let Some(tls) = &self.tls {
+            let config = if slot.carrier.is_some() { &tls.http2 } else { &tls.http1 };
             slot.secure = Secure::new(config, &mut slot.pending).ok().map(Box::new);
             self.mark_dirty(id.index);
         }
@@ -298,15 +335,15 @@ impl Io {
             self.mark_dirty(id.index);
         }
         if is_ready && !was_ready {
-            handler.on_connected(self, id);
+            self.on_ready(handler, id);
         }
         if !plain.is_empty() && self.is_open(id) {
-            handler.on_data(self, id, plain);
+            self.on_bytes(handler, id, plain);
         } else if is_paced && self.is_open(id) {
             self.receive(id); // its handler has seen nothing that it could answer with that
         }
         if result.is_err() && self.is_open(id) {
-            handler.on_end(self, id, End::Error(libc::EPROTO));
+            self.on_over(handler, id, End::Error(libc::EPROTO));
         }
     }
 
@@ -326,10 +363,7 @@ impl Io {
             setsockopt(&fd, sockopt::IpBindAddressNoPort, &true)?;
             bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
         }
-        let index = self.free.pop_front().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
-        });
+        let index = self.vacant_slot();
         let slot = &mut self.slots[index as usize];
         slot.operations = 1;
         slot.paced_bytes = options.paced_bytes;
@@ -337,6 +371,13 @@ impl Io {
         slot.fd = Some(fd);
         self.open += 1;
         Ok(ConnId { index, generation: slot.generation })
+    }
+
+    fn vacant_slot(&mut self) -> u32 {
+        self.free.pop_front().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        })
     }
 
     /// Connections that exist, those that are being made or closed included.
@@ -347,7 +388,8 @@ impl Io {
     /// Whether the connection exists and is not being closed.
     pub fn is_open(&self, id: ConnId) -> bool {
         self.slots.get(id.index()).is_some_and(|slot| {
-            slot.generation == id.generation && slot.fd.is_some() && !slot.closing
+            let is_there = slot.fd.is_some() || slot.carried_by.is_some();
+            slot.generation == id.generation && is_there && !slot.closing
         })
     }
 
@@ -359,6 +401,13 @@ impl Io {
 
     /// Queues bytes.
     pub fn send(&mut self, id: ConnId, bytes: &[u8]) {
+        match self.slots.get(id.index()).and_then(|slot| slot.carried_by) {
+            Some(carrier) if self.is_open(id) => self.send_on_stream(carrier, id.index, bytes),
+            _ => self.send_bytes(id, bytes),
+        }
+    }
+
+    fn send_bytes(&mut self, id: ConnId, bytes: &[u8]) {
         if self.is_open(id) && !bytes.is_empty() {
             let slot = &mut self.slots[id.index()];
             match &mut slot.secure {
@@ -374,7 +423,7 @@ impl Io {
     /// Sends bytes that live for ever, at once. Nothing may be in flight or queued.
     pub fn send_static(&mut self, id: ConnId, bytes: &'static [u8]) {
         let slot = &mut self.slots[id.index()];
-        if slot.secure.is_some() {
+        if slot.secure.is_some() || slot.carried_by.is_some() {
             return self.send(id, bytes);
         }
         assert!(!slot.sending && slot.pending.is_empty());
@@ -403,6 +452,9 @@ impl Io {
 
     /// Ends the connection with a FIN; what is queued and not yet sent is lost.
     pub fn close(&mut self, id: ConnId) {
+        if self.is_stream(id) {
+            return self.end_stream(id, Self::close);
+        }
         if let Some(fd) = self.start_closing(id) {
             // Ends the operations in flight. Fails if the peer has already reset it.
             let _ = shutdown(fd, Shutdown::Both);
@@ -412,6 +464,9 @@ impl Io {
 
     /// Ends the connection with a reset, which leaves no TIME_WAIT behind.
     pub fn abort(&mut self, id: ConnId) {
+        if self.is_stream(id) {
+            return self.end_stream(id, Self::abort);
+        }
         if self.start_closing(id).is_some() {
             let slot = &self.slots[id.index()];
             if let Some(fd) = &slot.fd {
@@ -433,6 +488,12 @@ impl Io {
         if let Some(Slot { fd: Some(fd), .. }) = self.slots.get(id.index()) {
             let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
         }
+    }
+
+    fn is_stream(&self, id: ConnId) -> bool {
+        self.slots
+            .get(id.index())
+            .is_some_and(|slot| slot.generation == id.generation && slot.carried_by.is_some())
     }
 
     fn start_closing(&mut self, id: ConnId) -> Option<i32> {
@@ -477,6 +538,8 @@ impl Io {
             slot.receiving = false;
             slot.sending = false;
             slot.secure = None;
+            slot.carrier = None;
+            slot.is_ready = false;
             slot.generation = slot.generation.wrapping_add(1);
             self.open -= 1;
             self.free.push_back(index);
