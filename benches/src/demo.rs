@@ -38,6 +38,9 @@ pub struct Arguments {
     /// Over TLS.
     #[arg(long)]
     tls: bool,
+    /// Half of the WebSockets over HTTP/2: by ALPN with --tls, otherwise by prior knowledge.
+    #[arg(long)]
+    h2: bool,
     /// Seed of the traffic; a new one each time if it is not given.
     #[arg(long)]
     seed: Option<u64>,
@@ -129,6 +132,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let options = Options {
         websockets: arguments.connections,
+        http2: arguments.h2,
         kept: 32.min(arguments.connections.div_ceil(4)),
         fresh: 8,
         slow: 4,
@@ -226,9 +230,12 @@ impl Summary {
     }
 
     fn json(&self, outcome: &Outcome, seed: u64) -> serde_json::Value {
-        let Outcome { tally, rtt_us, clock_delay_us, generation_changes, connections } = outcome;
+        let Outcome { tally, rtt_us, clock_delay_us, generation_changes, connections, .. } =
+            outcome;
         json!({
             "connections": connections,
+            "http2_websockets": outcome.http2_websockets,
+            "http2_connections": outcome.http2_connections,
             "reloads": self.reloads,
             "failed_reloads": self.failed_reloads,
             "migrated": self.migrated,
@@ -262,9 +269,14 @@ impl Summary {
     }
 
     fn print(&self, outcome: &Outcome) {
-        let Outcome { tally, rtt_us, clock_delay_us, generation_changes, connections } = outcome;
+        let Outcome { tally, rtt_us, clock_delay_us, generation_changes, connections, .. } =
+            outcome;
         let line = |name: &str, value: String| println!("{name:28} {value}");
         line("connections", connections.to_string());
+        if outcome.http2_websockets > 0 {
+            let carriers = outcome.http2_connections;
+            line("of them over HTTP/2", format!("{} on {carriers}", outcome.http2_websockets));
+        }
         line("reloads", format!("{} ({} failed)", self.reloads, self.failed_reloads));
         line("migrated connections", format!("{} ({} drained)", self.migrated, self.drained));
         line("generation changes seen", generation_changes.to_string());

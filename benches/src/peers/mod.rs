@@ -5,6 +5,8 @@
 pub mod bare;
 pub mod bun;
 pub mod demo;
+#[cfg(test)]
+pub mod demo2;
 pub mod fast;
 pub mod handoff;
 pub mod hyper2;

@@ -8,7 +8,7 @@ mod http;
 mod websocket;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 
 use crate::check::Tally;
-use crate::io::{Client, ConnId, ConnectOptions, End, Handler, Io};
+use crate::io::{Client, ConnId, End, Handler, Io};
 use crate::payload::mix;
 
 /// How much traffic.
@@ -24,6 +24,8 @@ use crate::payload::mix;
 pub struct Options {
     /// WebSockets: half echo, three eighths counters, one eighth clocks.
     pub websockets: usize,
+    /// Half of the WebSockets over HTTP/2, some with a connection of their own, some with others on it.
+    pub http2: bool,
     /// HTTP connections that are kept.
     pub kept: usize,
     /// HTTP connections that are made anew for each request, at any time.
@@ -51,6 +53,10 @@ pub struct Outcome {
     pub generation_changes: u64,
     /// Connections that were opened at the start and kept.
     pub connections: usize,
+    /// WebSockets among them that are streams of HTTP/2 connections.
+    pub http2_websockets: usize,
+    /// Those HTTP/2 connections.
+    pub http2_connections: usize,
 }
 
 /// Numbers that repeat with the seed.
@@ -162,11 +168,11 @@ impl Traffic {
 
     fn connect(&mut self, io: &mut Io, number: u32) -> Result<()> {
         let member = &mut self.members[number as usize];
-        let options = match &member.kind {
-            Kind::WebSocket(_) => ConnectOptions::default(),
-            Kind::Http(client) => client.connect_options(),
+        let id = match &member.kind {
+            Kind::WebSocket(client) => client.connect(io),
+            Kind::Http(client) => io.connect(client.connect_options()),
         };
-        let id = io.connect(options).context("the generator has no descriptors left?")?;
+        let id = id.context("the generator has no descriptors left?")?;
         member.id = Some(id);
         if self.by_connection.len() <= id.index() {
             self.by_connection.resize(id.index() + 1, u32::MAX);
@@ -211,6 +217,14 @@ impl Handler for Traffic {
         self.with(io, id, |kind, scope| match kind {
             Kind::WebSocket(client) => client.on_connected(scope),
             Kind::Http(client) => client.on_connected(scope),
+        });
+    }
+
+    fn on_websocket(&mut self, io: &mut Io, id: ConnId, extensions: &str) {
+        self.with(io, id, |kind, scope| {
+            if let Kind::WebSocket(client) = kind {
+                client.on_websocket(scope, extensions);
+            }
         });
     }
 
@@ -287,6 +301,9 @@ pub fn run(
     };
     connect_all(&mut client, &mut traffic, address, options)?;
     let connections = options.websockets + options.kept;
+    let groups: Vec<u32> = (0..options.websockets).filter_map(|n| group(options, n)).collect();
+    let http2_websockets = groups.len();
+    let http2_connections = groups.into_iter().collect::<HashSet<_>>().len();
     controller.on_ready();
     while controller.go_on() {
         turn(&mut client, &mut traffic)?;
@@ -312,7 +329,15 @@ pub fn run(
     }
     client.close_all()?;
     let Shared { tally, rtt_us, clock_delay_us, .. } = shared;
-    Ok(Outcome { tally, rtt_us, clock_delay_us, generation_changes, connections })
+    Ok(Outcome {
+        tally,
+        rtt_us,
+        clock_delay_us,
+        generation_changes,
+        connections,
+        http2_websockets,
+        http2_connections,
+    })
 }
 
 fn turn(client: &mut Client, traffic: &mut Traffic) -> Result<()> {
@@ -324,6 +349,17 @@ fn turn(client: &mut Client, traffic: &mut Traffic) -> Result<()> {
     Ok(())
 }
 
+/// The HTTP/2 connection of a WebSocket, if it has one: of sixteen WebSockets, eight, which are of all kinds. Four of
+/// these have a connection of their own, four share one.
+fn group(options: &Options, number: usize) -> Option<u32> {
+    let block = number / 16 * 16;
+    match number % 16 {
+        8..12 if options.http2 => Some(number as u32),
+        12..16 if options.http2 => Some(block as u32),
+        _ => None,
+    }
+}
+
 fn connect_all(
     client: &mut Client,
     traffic: &mut Traffic,
@@ -331,11 +367,15 @@ fn connect_all(
     options: &Options,
 ) -> Result<()> {
     let host = address.to_string();
+    let scheme = crate::secure::scheme(address);
     // Clocks tick on their own; the rest share the messages.
     let talkers = (options.websockets - options.websockets / 8).max(1);
     let interval_us = (talkers as f64 * 1e6 / options.messages_per_s.max(1.0)) as u64;
     for number in 0..options.websockets {
-        let kind = websocket::Client::new(number as u32, &host, interval_us.max(20_000));
+        let mut kind = websocket::Client::new(number as u32, &host, interval_us.max(20_000));
+        if let Some(group) = group(options, number) {
+            kind = kind.over_http2(group, scheme, &host).map_err(anyhow::Error::msg)?;
+        }
         traffic.members.push(Member { id: None, kind: Kind::WebSocket(kind) });
     }
     let modes = [

@@ -7,9 +7,11 @@
 
 use std::collections::VecDeque;
 
+use hyper::http::Request;
+
 use super::{Scope, Shared, Timer};
 use crate::check::{CountCheck, EchoCheck};
-use crate::io::End;
+use crate::io::{ConnId, ConnectOptions, End, Io};
 use crate::payload::Plan;
 use crate::ws::{self, DeflateParameters, Endpoint, Event};
 
@@ -29,7 +31,11 @@ enum Check {
 /// See the module documentation.
 pub struct Client {
     number: u32,
+    target: String,
+    offer: Option<DeflateParameters>,
     request: String,
+    /// Its handshake where it is a stream, and the group that shares the connection.
+    http2: Option<(u32, Request<()>)>,
     check: Check,
     endpoint: Option<Endpoint>,
     head: Vec<u8>,
@@ -64,6 +70,9 @@ impl Client {
         Self {
             number,
             request: ws::handshake_request(host, &target, offer),
+            target,
+            offer,
+            http2: None,
             check,
             endpoint: None,
             head: Vec::new(),
@@ -73,6 +82,21 @@ impl Client {
             sequence: 0,
             interval_us,
             ended: false,
+        }
+    }
+
+    /// The same as a stream of the HTTP/2 connection of this group.
+    pub fn over_http2(mut self, group: u32, scheme: &str, host: &str) -> Result<Self, String> {
+        let request = ws::http2_request(scheme, host, &self.target, self.offer)?;
+        self.http2 = Some((group, request));
+        Ok(self)
+    }
+
+    /// Connects.
+    pub(super) fn connect(&self, io: &mut Io) -> std::io::Result<ConnId> {
+        match &self.http2 {
+            Some((group, request)) => io.open_websocket(*group, request.clone()),
+            None => io.connect(ConnectOptions::default()),
         }
     }
 
@@ -101,6 +125,25 @@ impl Client {
         scope.io.send(scope.id, self.request.as_bytes());
     }
 
+    pub(super) fn on_websocket(&mut self, scope: &mut Scope<'_>, extensions: &str) {
+        let deflate = match extensions {
+            "" => Ok(None),
+            extensions => DeflateParameters::parse(extensions).map(Some),
+        };
+        match deflate {
+            Ok(deflate) => self.begin(scope, deflate),
+            Err(error) => self.fail(scope, &error),
+        }
+    }
+
+    fn begin(&mut self, scope: &mut Scope<'_>, deflate: Option<DeflateParameters>) {
+        self.endpoint = Some(Endpoint::new(true, deflate));
+        let first = scope.shared.random.below(self.interval_us);
+        if !matches!(self.check, Check::Clock { .. }) {
+            scope.shared.after_us(first, scope.number, Timer::Next);
+        }
+    }
+
     pub(super) fn on_data(&mut self, scope: &mut Scope<'_>, mut data: &[u8]) {
         if self.ended {
             return;
@@ -114,14 +157,10 @@ impl Client {
             let head = String::from_utf8_lossy(&self.head[..end]).into_owned();
             data = &data[end + 4 - before..];
             match ws::check_handshake(&head) {
-                Ok(deflate) => self.endpoint = Some(Endpoint::new(true, deflate)),
+                Ok(deflate) => self.begin(scope, deflate),
                 Err(error) => return self.fail(scope, &error),
             }
             self.head = Vec::new();
-            let first = scope.shared.random.below(self.interval_us);
-            if !matches!(self.check, Check::Clock { .. }) {
-                scope.shared.after_us(first, scope.number, Timer::Next);
-            }
         }
         let mut events = std::mem::take(&mut self.events);
         if let Some(endpoint) = &mut self.endpoint
