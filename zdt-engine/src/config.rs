@@ -234,6 +234,8 @@ pub struct Http2Options {
     pub control_burst: u32,
     /// How many more in each second.
     pub control_per_second: u32,
+    /// A client that has not acknowledged our settings after this is cut off.
+    pub settings_timeout_ms: u64,
 }
 
 /// Most streams of one connection: all of them, with their sessions, fit into one state record.
@@ -336,6 +338,7 @@ impl Default for Http2Options {
             resets_per_second: 50,
             control_burst: 2_000,
             control_per_second: 200,
+            settings_timeout_ms: 30_000,
         }
     }
 }

@@ -156,9 +156,10 @@ impl Connection {
         let limits = environment.limits;
         let options = environment.websocket;
         let streams = match &self.stage {
-            Stage::Http2(stack) if stack.check_due_ms != u64::MAX => Some(stack.check_due_ms),
+            Stage::Http2(stack) => Some(stack.due_ms(environment)),
             _ => None,
-        };
+        }
+        .filter(|due_ms| *due_ms != u64::MAX);
         let after_ms = match self.waiting {
             Waiting::FirstHead | Waiting::Head => limits.header_timeout_ms,
             Waiting::NextRequest => limits.keep_alive_timeout_ms,
@@ -191,6 +192,12 @@ impl Connection {
         let due = self.deadline_ms(environment);
         if due.is_none_or(|due| due > environment.now_ms) {
             return Overdue::Nothing;
+        }
+        if let Stage::Http2(stack) = &mut self.stage
+            && stack.end_for_settings(environment, out)
+        {
+            self.end_overdue(environment.now_ms);
+            return Overdue::End;
         }
         match (self.waiting, &mut self.stage) {
             (Waiting::SignOfLife, Stage::WebSocket(machine)) => {

@@ -11,7 +11,7 @@ use crate::proto::hpack::Fields;
 use crate::proto::http2::{self, BodyLength, ErrorCode, Http2, Request};
 use crate::proto::websocket::{MessageKind, WebSocket};
 
-/// How long a WebSocket that has ended waits for the client's end of its stream.
+/// How long a stream that we have ended waits for the client's end.
 const LINGER_MS: u64 = 2_000;
 
 /// See the module.
@@ -89,7 +89,7 @@ impl Http2Stack {
     ) -> Result<Option<(Slot, Event<'e>)>, http2::Error> {
         let lent = environment.http2();
         if !self.machine.has_begun() {
-            self.machine.begin(out, &lent.options, &lent.limits);
+            self.machine.begin(out, &lent);
             if self.is_last {
                 self.machine.say_farewell(out);
             }
@@ -278,6 +278,8 @@ impl Http2Stack {
                 socket.write_close(out, Some(code), reason);
             });
             self.machine.touch(slot.index(), now_ms);
+            // It is waited for less long than others.
+            self.check_due_ms = now_ms;
         }
         true
     }
@@ -317,12 +319,39 @@ impl Http2Stack {
     /// Tells the client our settings if they are others than those of whoever had the connection before.
     pub(super) fn announce(&mut self, out: &mut Vec<u8>, environment: &Environment<'_>) {
         if self.machine.has_begun() {
-            let lent = environment.http2();
-            self.machine.announce(out, &lent.options, &lent.limits);
+            self.machine.announce(out, &environment.http2());
         }
     }
 
     // ---- Deadlines.
+
+    /// When the client must have acknowledged our settings.
+    fn settings_due_ms(&self, environment: &Environment<'_>) -> u64 {
+        let timeout_ms = environment.http2.settings_timeout_ms;
+        self.machine
+            .settings_since_ms()
+            .map_or(u64::MAX, |since_ms| since_ms.saturating_add(timeout_ms))
+    }
+
+    /// When the streams or the settings have to be looked at; `u64::MAX` is never.
+    pub(super) fn due_ms(&self, environment: &Environment<'_>) -> u64 {
+        self.check_due_ms.min(self.settings_due_ms(environment))
+    }
+
+    /// A client that has not acknowledged our settings in time is told so (RFC 9113 §6.5.3). True: it was
+    /// the end.
+    pub(super) fn end_for_settings(
+        &mut self,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let is_overdue = self.settings_due_ms(environment) <= environment.now_ms;
+        if is_overdue {
+            let reason = "SETTINGS were not acknowledged in time";
+            self.machine.end(out, ErrorCode::SettingsTimeout, reason);
+        }
+        is_overdue
+    }
 
     /// When this stream's client must have done something.
     fn stream_due_ms(&self, slot: usize, environment: &Environment<'_>) -> Option<u64> {
@@ -340,6 +369,10 @@ impl Http2Stack {
 
     /// Makes sure that the streams are looked at in time.
     pub(super) fn arm_check(&mut self, environment: &Environment<'_>) {
+        if self.machine.take_lingerer() {
+            // It is waited for less long than all others.
+            self.check_due_ms = self.check_due_ms.min(environment.now_ms + LINGER_MS);
+        }
         if self.check_due_ms == u64::MAX && self.machine.stream_count() > 0 {
             let due = self.machine.slots().filter_map(|slot| self.stream_due_ms(slot, environment));
             self.check_due_ms = due.min().unwrap_or(u64::MAX);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deadline::Waiting;
 use super::http2::Http2Stack;
-use super::persist_http2::{TAG_HTTP2, TAG_STREAM, TAG_STREAM_WEBSOCKET};
+use super::persist_http2::{TAG_HTTP2, TAG_STREAM, TAG_STREAM_TRAILERS, TAG_STREAM_WEBSOCKET};
 use super::{Connection, Environment, ReceiveEnd, Stage};
 use crate::proto::http1::{self, Http1, Http1Head, Http1State};
 use crate::proto::http2;
@@ -29,7 +29,7 @@ pub const TAG_HTTP1: u16 = 3;
 pub const TAG_WEBSOCKET: u16 = 4;
 
 /// Every section that this module reads.
-pub const KNOWN_SECTIONS: [u16; 7] = [
+pub const KNOWN_SECTIONS: [u16; 8] = [
     TAG_CONNECTION,
     TAG_PENDING,
     TAG_HTTP1,
@@ -37,6 +37,7 @@ pub const KNOWN_SECTIONS: [u16; 7] = [
     TAG_HTTP2,
     TAG_STREAM,
     TAG_STREAM_WEBSOCKET,
+    TAG_STREAM_TRAILERS,
 ];
 
 /// How these sections are shown in JSON.

@@ -20,6 +20,9 @@ pub const TAG_HTTP2: u16 = 5;
 pub const TAG_STREAM: u16 = 6;
 /// The WebSocket on a stream.
 pub const TAG_STREAM_WEBSOCKET: u16 = 7;
+/// Trailers that follow what waits on a stream: the stream's number, then the header block. Optional: a
+/// build that does not know it ends the response without them.
+pub const TAG_STREAM_TRAILERS: u16 = 42;
 
 /// Most bytes of an incomplete WebSocket frame between two DATA frames: a control frame, or a short
 /// message that is being topped up.
@@ -41,7 +44,7 @@ impl Http2Stack {
     /// Variable bytes of the sections that [`Http2Stack::save`] would write now, and the heads of all
     /// streams.
     pub(super) fn saved_bytes(&self) -> usize {
-        const HEADS: usize = 2 * crate::state::SECTION_HEADER_BYTES
+        const HEADS: usize = 3 * crate::state::SECTION_HEADER_BYTES
             + size_of::<StreamHead>()
             + size_of::<TunnelHead>();
         let tunnels: usize = self
@@ -57,10 +60,13 @@ impl Http2Stack {
     pub(super) fn save(&self, now_ms: u64, writer: &mut Writer<'_>) {
         let mut tail = Vec::new();
         self.machine.save_tail(&mut tail);
-        writer.section(TAG_HTTP2, 1, false, &self.machine.save_head(), &[&tail]);
+        writer.section(TAG_HTTP2, 1, false, &self.machine.save_head(now_ms), &[&tail]);
         for slot in self.machine.slots() {
             let Some((head, buffer)) = self.machine.save_stream(slot, now_ms) else { continue };
             writer.section(TAG_STREAM, 1, false, &head, &[buffer]);
+            if let Some(block) = self.machine.save_trailers(slot) {
+                writer.section(TAG_STREAM_TRAILERS, 1, true, &[head.id, 0], &[block]);
+            }
             if let Some(Some(tunnel)) = self.tunnels.get(slot) {
                 let (socket, [a, b, c, d, e]) = tunnel.socket.save_parts();
                 let kept_bytes = tunnel.kept.len() as u32;
@@ -79,13 +85,17 @@ impl Http2Stack {
         let section = record.required(TAG_HTTP2)?;
         let head: Http2Head = section.head();
         let state = Http2State::decode(head, section.tail())?;
-        let mut machine = Http2::restore(&state, environment.now_ms)?;
+        let mut machine = Http2::restore(&state, environment.now_ms, transit_ms)?;
         for section in record.sections().filter(|section| section.tag() == TAG_STREAM) {
             if machine.stream_count() >= MAX_CONCURRENT_STREAMS as usize {
                 return Err(RestoreError::OutOfRange("the number of streams"));
             }
             let head: StreamHead = section.head();
             machine.restore_stream(&head, section.tail(), environment.now_ms, transit_ms)?;
+        }
+        for section in record.sections().filter(|section| section.tag() == TAG_STREAM_TRAILERS) {
+            let [stream, _]: [u32; 2] = section.head();
+            machine.restore_trailers(stream, section.tail())?;
         }
         // Whoever is overdue is found by the first look at the streams.
         let check_due_ms = environment.now_ms;

@@ -2,6 +2,7 @@
 //!
 //! Must not know: the service, the send queue.
 
+use super::deadline::Waiting;
 use super::http2::Http2Stack;
 use super::request::{self, Head};
 use super::{Connection, Environment, Event, Slot, Stage};
@@ -95,6 +96,14 @@ impl Connection {
                         Some(Event::Ended)
                     }
                 }
+            }
+            Err(http1::Error::NotHttp)
+                if environment.http2.enabled && self.waiting == Waiting::FirstHead =>
+            {
+                // RFC 9113 §3.4: an invalid preface may be answered by the end alone, and whoever sent it
+                // speaks neither version.
+                self.end();
+                Some(Event::Ended)
             }
             Err(error) => {
                 machine.error_response(out, &error, environment.date);

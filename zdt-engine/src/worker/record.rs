@@ -38,8 +38,8 @@ const TAG_TICKET: u16 = 19;
 /// The session of one stream of HTTP/2: kind, then what it saved.
 const TAG_STREAM_SESSION: u16 = 20;
 
-const KNOWN_SECTIONS: [u16; 15] = {
-    let [a, b, c, d, e, f, g] = conn::KNOWN_SECTIONS;
+const KNOWN_SECTIONS: [u16; 16] = {
+    let [a, b, c, d, e, f, g, h] = conn::KNOWN_SECTIONS;
     [
         a,
         b,
@@ -48,6 +48,7 @@ const KNOWN_SECTIONS: [u16; 15] = {
         e,
         f,
         g,
+        h,
         TAG_TLS,
         TAG_TLS_INCOMING,
         TAG_ENTRY,

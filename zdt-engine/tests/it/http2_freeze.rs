@@ -257,3 +257,40 @@ fn who_stalls_loses_the_stream_and_not_the_others() {
     assert_eq!(answer.payload, b"\x81\x05alive");
     eventually("the others are forgotten", || worker.status().connections == 1);
 }
+
+/// However often it moves, its time goes on.
+#[test]
+fn who_does_not_acknowledge_settings_is_told_and_closed() {
+    use std::io::ErrorKind;
+    let mut config = WorkerConfig::default();
+    config.http2.settings_timeout_ms = 1_000;
+    let options = Options { config, ..Options::default() };
+    let mut worker = TestWorker::spawn_with(1, &options);
+    let address = worker.listen();
+    let (mut silent, mut polite) = (Http2Client::silent(address), Http2Client::greet(address));
+    silent.write(&hello());
+    silent.ping();
+    silent.stream.set_read_timeout(Some(std::time::Duration::from_millis(1))).expect("time-out");
+    let began = std::time::Instant::now();
+    let goaway = 'moves: loop {
+        assert!(began.elapsed().as_secs() < 20, "every move has put it off");
+        // Moves follow each other faster than the time that is given.
+        let mut pair = Pair::join(worker, TestWorker::spawn_with(2, &options));
+        pair.hand_off();
+        pair.blue.commit(pair.reload, Some(0));
+        pair.green.commit(pair.reload, None);
+        worker = pair.green;
+        loop {
+            match silent.try_read() {
+                Ok(Some(frame)) if frame.kind == GOAWAY => break 'moves frame,
+                Ok(frame) => assert!(frame.is_some(), "closed without a word"),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    assert_eq!(goaway.code(), 4, "SETTINGS_TIMEOUT");
+    polite.ping();
+    polite.get(1, "/id?id=polite");
+    assert_eq!(polite.response(1), (200, b"polite".to_vec()));
+}

@@ -15,6 +15,10 @@ pub enum Error {
     /// RFC 9112 §3.
     #[error("malformed request line")]
     MalformedRequestLine,
+    /// A first line without a slash: every version of HTTP has one in it. Perhaps the preface of another
+    /// protocol (RFC 9113 §3.4).
+    #[error("no request line of HTTP")]
+    NotHttp,
     /// RFC 9112 §3.2.
     #[error("malformed request target")]
     MalformedTarget,
@@ -116,6 +120,7 @@ impl Error {
             Self::MethodNotImplemented | Self::UnknownTransferCoding => 501,
             Self::UnsupportedVersion => 505,
             Self::MalformedRequestLine
+            | Self::NotHttp
             | Self::MalformedTarget
             | Self::EmptyLines
             | Self::BareCarriageReturn

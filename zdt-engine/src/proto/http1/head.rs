@@ -149,6 +149,9 @@ pub(super) fn parse_field(line: &[u8]) -> Result<(&[u8], &[u8]), Error> {
 
 /// `method SP request-target SP HTTP-version` (RFC 9112 §3), with exactly these two spaces.
 fn parse_request_line(line: &[u8], limits: &Limits) -> Result<RequestLine, Error> {
+    if !line.contains(&b'/') {
+        return Err(Error::NotHttp);
+    }
     let method_length = line.iter().position(|&byte| !syntax::is_token_byte(byte));
     let method_length = match method_length {
         Some(length @ 1..) if line[length] == b' ' => length,

@@ -4,9 +4,11 @@
 //! bucket; time empties it, and so does useful traffic in the case of control frames, because honest
 //! peers send some with it. A bucket that runs over ends the connection with ENHANCE_YOUR_CALM.
 //!
-//! Must not know: which frame is meant.
+//! Must not know: streams, windows.
 
 use serde::{Deserialize, Serialize};
+
+use super::{Environment, Error};
 
 /// A leaky bucket, in thousandths of a frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub struct GuardState {
 
 impl Bucket {
     /// One more. False: it runs over. `burst` go in at once, and `per_second` leak out.
-    pub(super) fn fill(&mut self, now_ms: u64, burst: u32, per_second: u32) -> bool {
+    fn fill(&mut self, now_ms: u64, burst: u32, per_second: u32) -> bool {
         let leaked = now_ms.saturating_sub(self.at_ms).saturating_mul(u64::from(per_second));
         self.at_ms = now_ms;
         self.level = self.level.saturating_sub(leaked).saturating_add(1_000);
@@ -49,6 +51,22 @@ pub(super) struct Guard {
 }
 
 impl Guard {
+    /// A frame that may be of no use.
+    pub(super) fn count_useless(&mut self, environment: &Environment<'_>) -> Result<(), Error> {
+        let options = &environment.options;
+        let (burst, per_second) = (options.control_burst, options.control_per_second);
+        let fits = self.control.fill(environment.now_ms, burst, per_second);
+        fits.then_some(()).ok_or(Error::too_much("too many frames without use"))
+    }
+
+    /// A stream that came to nothing by the client's doing.
+    pub(super) fn count_reset(&mut self, environment: &Environment<'_>) -> Result<(), Error> {
+        let options = &environment.options;
+        let (burst, per_second) = (options.reset_burst, options.resets_per_second);
+        let fits = self.resets.fill(environment.now_ms, burst, per_second);
+        fits.then_some(()).ok_or(Error::too_much("too many streams were reset"))
+    }
+
     pub(super) fn save(&self) -> GuardState {
         GuardState { resets: self.resets.level, control: self.control.level }
     }

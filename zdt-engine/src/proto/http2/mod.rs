@@ -8,8 +8,8 @@
 //! The order of things, for the caller:
 //! - Call `next_event` until it returns `None`. [`Event::Data`] says how much of a body comes next in
 //!   the input: take some or all of it, and tell by [`Http2::took`].
-//! - [`Event::Reset`] ends a stream whose slot is vacant already. A stream also ends when its response
-//!   is finished and framed, whatever is left of the request.
+//! - [`Event::Reset`] ends a stream. An exchange also ends when its response is finished, whatever is left
+//!   of the request; the stream lingers then until its client has ended it, or is reset.
 //! - Call [`Http2::flush`] when windows or the socket may have let something out.
 //! - An [`Error`] ends the connection; GOAWAY has been written.
 //!
@@ -19,8 +19,11 @@
 //!
 //! Must not know: I/O, clocks (time is an argument), randomness, what a service does, WebSocket.
 
+mod control;
+mod data;
 mod frame;
 mod guard;
+mod headers;
 mod persist;
 mod receive;
 mod request;
@@ -130,7 +133,7 @@ pub enum Event {
     },
     /// The stream is gone before its end, by a reset of either side.
     Reset {
-        /// Where it was; vacant by now.
+        /// Where it is, or was: it may be vacant by now.
         slot: usize,
     },
 }
@@ -207,6 +210,8 @@ pub struct Http2 {
     local: Local,
     /// Settings of ours that the peer has not acknowledged, the oldest first.
     pending_settings: VecDeque<Local>,
+    /// Since when the oldest of them waits.
+    settings_since_ms: u64,
     send_window: i32,
     receive_window: i32,
     receive_credit: u32,
@@ -221,6 +226,8 @@ pub struct Http2 {
     next_flush: u32,
     /// A frame was completed since somebody asked.
     has_progress: bool,
+    /// A stream began to linger since somebody asked.
+    has_lingerer: bool,
 }
 
 /// Payload of the PING behind the first GOAWAY.
@@ -240,6 +247,7 @@ impl Http2 {
             peer: Peer::INITIAL,
             local: Local::INITIAL,
             pending_settings: VecDeque::new(),
+            settings_since_ms: 0,
             send_window: 65_535,
             receive_window: 65_535,
             receive_credit: 0,
@@ -250,13 +258,14 @@ impl Http2 {
             guard: Guard::default(),
             next_flush: 0,
             has_progress: false,
+            has_lingerer: false,
         }
     }
 
     /// Says hello (§3.4): to be called once, first of all.
-    pub fn begin(&mut self, out: &mut Vec<u8>, options: &Options, limits: &Limits) {
-        self.announce(out, options, limits);
-        let wanted = options.connection_window_bytes.min(MAX_WINDOW) as i32;
+    pub fn begin(&mut self, out: &mut Vec<u8>, environment: &Environment<'_>) {
+        self.announce(out, environment);
+        let wanted = environment.options.connection_window_bytes.min(MAX_WINDOW) as i32;
         if wanted > self.receive_window {
             frame::write_window_update(out, 0, (wanted - self.receive_window) as u32);
             self.receive_window = wanted;
@@ -270,7 +279,8 @@ impl Http2 {
 
     /// Tells the client our settings if they differ from what it was told last; they hold once it has
     /// acknowledged them.
-    pub fn announce(&mut self, out: &mut Vec<u8>, options: &Options, limits: &Limits) {
+    pub fn announce(&mut self, out: &mut Vec<u8>, environment: &Environment<'_>) {
+        let Environment { options, limits, now_ms, .. } = environment;
         let wanted = Local {
             max_streams: options.max_streams,
             initial_window: options.stream_window_bytes.min(MAX_WINDOW),
@@ -279,8 +289,16 @@ impl Http2 {
         let told = self.pending_settings.back().unwrap_or(&self.local);
         if *told != wanted && self.pending_settings.len() < MAX_PENDING_SETTINGS {
             wanted.write(out);
+            if self.pending_settings.is_empty() {
+                self.settings_since_ms = *now_ms;
+            }
             self.pending_settings.push_back(wanted);
         }
+    }
+
+    /// Since when the client owes the acknowledgement of settings (§6.5.3), if it does.
+    pub fn settings_since_ms(&self) -> Option<u64> {
+        (!self.pending_settings.is_empty()).then_some(self.settings_since_ms)
     }
 
     /// Streams that live.
@@ -356,8 +374,13 @@ impl Http2 {
         std::mem::take(&mut self.has_progress)
     }
 
+    /// True if a stream began to linger since the last call: see [`Http2::waits_since`].
+    pub fn take_lingerer(&mut self) -> bool {
+        std::mem::take(&mut self.has_lingerer)
+    }
+
     /// Since when a stream has waited for its client: for bytes of its body, for room in a window, or
-    /// for the end of a tunnel that we have ended (`true`). `None`: it does not wait.
+    /// for the end of what we have ended (`true`). `None`: it does not wait.
     pub fn waits_since(&self, slot: usize) -> Option<(u64, bool)> {
         let stream = self.streams.get(slot)?;
         let waits = stream.buffered() > 0

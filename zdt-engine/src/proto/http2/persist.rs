@@ -19,7 +19,7 @@ use super::settings::{Local, Peer};
 use super::stream::{Outgoing, Stream, Streams};
 use super::{
     Block, Farewell, Http2, Incoming, MAX_CONTINUATIONS, MAX_PENDING_SETTINGS, MAX_REMEMBERED,
-    MAX_WINDOW, PREFACE, frame, hpack,
+    MAX_WINDOW, PREFACE, frame, hpack, syntax,
 };
 
 /// The saved form of an [`Http2`], without its streams.
@@ -110,9 +110,11 @@ pub struct Http2Head {
     pub farewell: u8,
     /// Zero.
     pub padding: u8,
+    /// How long the oldest of our settings has waited for its acknowledgement.
+    pub settings_waited_ms: u64,
 }
 
-const _: () = assert!(size_of::<Http2Head>() == 104);
+const _: () = assert!(size_of::<Http2Head>() == 112);
 
 const FLAG_SETTINGS: u16 = 1 << 0;
 const FLAG_BLOCK_ENDS_STREAM: u16 = 1 << 1;
@@ -186,7 +188,10 @@ fn flag(is_set: bool, bit: u16) -> u16 {
 impl Http2 {
     /// Bytes of all that [`Http2::save_tail`] and [`Http2::save_stream`] give beyond the heads.
     pub fn saved_bytes(&self) -> usize {
-        self.tail_bytes() + self.streams.iter().map(|(_, stream)| stream.buffered()).sum::<usize>()
+        let of_stream = |(_, stream): (_, &Stream)| {
+            stream.buffered() + stream.trailers.as_ref().map_or(0, |t| t.len())
+        };
+        self.tail_bytes() + self.streams.iter().map(of_stream).sum::<usize>()
     }
 
     fn tail_bytes(&self) -> usize {
@@ -197,7 +202,7 @@ impl Http2 {
     }
 
     /// The fixed part of the state at this moment. Any moment between two calls is a legal one.
-    pub fn save_head(&self) -> Http2Head {
+    pub fn save_head(&self, now_ms: u64) -> Http2Head {
         let (stage, stage_stream, stage_left, stage_padding, ends) = match self.incoming {
             Incoming::Preface(seen) => (0, 0, u32::from(seen), 0, false),
             Incoming::Frame => (1, 0, 0, 0, false),
@@ -250,6 +255,9 @@ impl Http2 {
             stage_padding,
             farewell,
             padding: 0,
+            settings_waited_ms: self
+                .settings_since_ms()
+                .map_or(0, |since_ms| now_ms.saturating_sub(since_ms)),
         }
     }
 
@@ -301,12 +309,17 @@ impl Http2 {
         Some((head, stream.unsent()))
     }
 
-    /// The machine that was saved, without streams: those follow by [`Http2::restore_stream`], in the
-    /// order of their ids.
+    /// The trailers that follow what waits for the windows on that stream, as a header block.
+    pub fn save_trailers(&self, slot: usize) -> Option<&[u8]> {
+        self.streams.get(slot)?.trailers.as_deref()
+    }
+
+    /// The machine that was saved `transit_ms` ago, without streams: those follow by
+    /// [`Http2::restore_stream`], in the order of their ids.
     ///
     /// # Errors
     /// No machine can have saved this.
-    pub fn restore(state: &Http2State, now_ms: u64) -> Result<Self, RestoreError> {
+    pub fn restore(state: &Http2State, now_ms: u64, transit_ms: u64) -> Result<Self, RestoreError> {
         let head = &state.head;
         if head.flags & !KNOWN_FLAGS != 0 {
             return Err(RestoreError::Unknown("flag"));
@@ -392,6 +405,9 @@ impl Http2 {
                 max_list_bytes: head.local_max_list_bytes,
             },
             pending_settings: state.pending_settings.iter().copied().collect(),
+            settings_since_ms: now_ms
+                .saturating_sub(head.settings_waited_ms)
+                .saturating_sub(transit_ms),
             send_window: head.send_window,
             receive_window: head.receive_window,
             receive_credit: head.receive_credit,
@@ -402,6 +418,7 @@ impl Http2 {
             guard: Guard::restore(guard, now_ms),
             next_flush: head.next_flush,
             has_progress: false,
+            has_lingerer: false,
         })
     }
 
@@ -460,9 +477,39 @@ impl Http2 {
             received: head.received,
             announced: has(STREAM_ANNOUNCED).then_some(head.announced),
             buffer: buffer.to_vec(),
+            trailers: None,
             buffer_start: 0,
             since_ms: now_ms.saturating_sub(head.waited_ms).saturating_sub(transit_ms),
         }))
+    }
+}
+
+impl Http2 {
+    /// Adds what [`Http2::save_trailers`] gave to a stream that has been restored.
+    ///
+    /// # Errors
+    /// No machine can have saved this.
+    pub fn restore_trailers(&mut self, id: u32, block: &[u8]) -> Result<(), RestoreError> {
+        let stream = self.streams.slot_of(id).and_then(|slot| self.streams.get_mut(slot));
+        let stream = stream.ok_or(RestoreError::OutOfRange("the stream of trailers"))?;
+        if stream.outgoing != Outgoing::Finished || stream.buffered() == 0 {
+            return Err(RestoreError::Contradiction("trailers with no body before them"));
+        }
+        // Our encoder adds to no table, so that a decoder without a past understands what it wrote.
+        let mut fields = hpack::Fields::default();
+        let limits = hpack::Limits { max_list_bytes: usize::MAX, max_count: usize::MAX };
+        let mut decoder = hpack::Decoder::new();
+        let is_sound = decoder.decode(block, &limits, &mut fields).is_ok()
+            && decoder.entries() == 0
+            && !block.is_empty()
+            && fields.iter().all(|(name, value)| {
+                syntax::is_field_name(name) && syntax::is_sendable_value(value)
+            });
+        if !is_sound {
+            return Err(RestoreError::OutOfRange("a field of trailers"));
+        }
+        stream.trailers = Some(block.into());
+        Ok(())
     }
 }
 

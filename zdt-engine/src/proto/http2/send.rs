@@ -209,7 +209,7 @@ impl Http2 {
         } else {
             stream.outgoing = Outgoing::Finished;
         }
-        self.close_if_done(slot, out);
+        self.close_if_done(slot);
         Ok(())
     }
 
@@ -254,8 +254,8 @@ impl Http2 {
         Ok(())
     }
 
-    /// Ends the response with trailers. They are left out where the windows have not let the body out
-    /// yet, or where none may be: whoever passes trailers on may drop them (RFC 9110 §6.5.1).
+    /// Ends the response with trailers, behind whatever of the body waits for the windows. They are left
+    /// out where none may be.
     ///
     /// # Errors
     /// `NotStarted`, `BodyTooShort`, `InvalidHeader`.
@@ -268,18 +268,30 @@ impl Http2 {
         check_fields(trailers)?;
         let stream = self.streams.get_mut(slot).ok_or(ResponseError::NotStarted)?;
         let has_body = matches!(stream.outgoing, Outgoing::Open | Outgoing::Sized { remaining: 0 });
-        if trailers.is_empty() || !has_body || stream.buffered() > 0 {
+        let mut block = Vec::new();
+        write_fields(&mut block, trailers);
+        if block.is_empty() || !has_body {
             return self.finish_response(slot, out);
         }
         stream.outgoing = Outgoing::Finished;
+        stream.trailers = Some(block.into_boxed_slice());
+        if stream.buffered() == 0 {
+            self.write_trailers(slot, out);
+            self.close_if_done(slot);
+        }
+        Ok(())
+    }
+
+    /// Frames a stream's trailers, if it has any: nothing of its body waits any more.
+    fn write_trailers(&mut self, slot: usize, out: &mut Vec<u8>) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        let Some(block) = stream.trailers.take() else { return };
         let id = stream.id;
         let start = out.len();
         out.extend_from_slice(&[0; HEADER_BYTES]);
         self.encoder.begin_block(out);
-        write_fields(out, trailers);
+        out.extend_from_slice(&block);
         self.frame_block(id, out, start, frame::END_STREAM);
-        self.close_if_done(slot, out);
-        Ok(())
     }
 
     /// Appends bytes of the response body.
@@ -330,7 +342,7 @@ impl Http2 {
             }
             Outgoing::Pending | Outgoing::Finished => return Err(ResponseError::NotStarted),
         }
-        self.close_if_done(slot, out);
+        self.close_if_done(slot);
         Ok(())
     }
 
@@ -355,7 +367,6 @@ impl Http2 {
     /// Ends our direction of a tunnel; the stream then waits for the client's end.
     pub fn end_tunnel(&mut self, slot: usize, out: &mut Vec<u8>, now_ms: u64) {
         if let Some(stream) = self.streams.get_mut(slot) {
-            stream.is_lingering = stream.is_receiving;
             stream.since_ms = now_ms;
             let _ = self.finish_response(slot, out);
         }
@@ -461,7 +472,9 @@ impl Http2 {
                     continue;
                 }
                 has_moved = true;
-                let is_end = bytes == stream.buffered() && stream.outgoing == Outgoing::Finished;
+                let is_end = bytes == stream.buffered()
+                    && stream.outgoing == Outgoing::Finished
+                    && stream.trailers.is_none();
                 let flags = if is_end { frame::END_STREAM } else { 0 };
                 frame::write(out, frame::DATA, flags, stream.id, &stream.unsent()[..bytes]);
                 stream.send_window -= bytes as i32;
@@ -474,25 +487,25 @@ impl Http2 {
                 }
                 if is_drained {
                     self.guard.control.excuse(2);
-                    self.close_if_done(slot, out);
+                    self.write_trailers(slot, out);
+                    self.close_if_done(slot);
                 }
                 self.grant(slot, out, environment);
             }
         }
     }
 
-    /// Removes a stream of which nothing is left to be sent. A client that is still sending is told that
-    /// nobody reads it (§8.1).
-    pub(super) fn close_if_done(&mut self, slot: usize, out: &mut Vec<u8>) {
-        let Some(stream) = self.streams.get(slot) else { return };
-        if stream.outgoing != Outgoing::Finished
-            || stream.buffered() > 0
-            || stream.is_lingering && stream.is_receiving
-        {
+    /// Removes a stream of which nothing is left to be sent, once its client has ended it, too. Until then
+    /// it lingers: what still comes is judged by the rules and dropped, and RST_STREAM follows only if the
+    /// client goes on for too long. An answer that overtakes the end of its request costs no reset.
+    pub(super) fn close_if_done(&mut self, slot: usize) {
+        let Some(stream) = self.streams.get_mut(slot) else { return };
+        if stream.outgoing != Outgoing::Finished || stream.buffered() > 0 {
             return;
         }
         if stream.is_receiving {
-            self.reset_stream(slot, ErrorCode::NoError, out);
+            self.has_lingerer |= !stream.is_lingering;
+            stream.is_lingering = true;
         } else {
             self.streams.remove(slot);
         }

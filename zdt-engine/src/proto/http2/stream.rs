@@ -33,7 +33,7 @@ pub(super) struct Stream {
     pub is_head: bool,
     /// An extended CONNECT that has been accepted: both directions carry bytes of another protocol.
     pub is_tunnel: bool,
-    /// A tunnel that we have ended waits for the peer's end.
+    /// We have ended, and wait for the peer's end.
     pub is_lingering: bool,
     /// The service has no room for more of the body. Not saved: it says so again.
     pub is_held: bool,
@@ -49,6 +49,9 @@ pub(super) struct Stream {
     /// Body bytes that the windows have not let through, from `buffer_start` on.
     pub buffer: Vec<u8>,
     pub buffer_start: usize,
+    /// Header block of the trailers that follow the buffer, which is not empty then. Only literals and
+    /// indices of the static table: it is good at any later time.
+    pub trailers: Option<Box<[u8]>>,
     /// When the peer last did something for it.
     pub since_ms: u64,
 }
@@ -69,6 +72,7 @@ impl Stream {
         announced: None,
         buffer: Vec::new(),
         buffer_start: 0,
+        trailers: None,
         since_ms: 0,
     };
 
@@ -80,6 +84,10 @@ impl Stream {
 
     pub(super) fn unsent(&self) -> &[u8] {
         &self.buffer[self.buffer_start..]
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.buffer.capacity() + self.trailers.as_ref().map_or(0, |block| block.len())
     }
 
     /// Drops what has been framed. An empty buffer holds no memory.
@@ -184,7 +192,7 @@ impl Streams {
     /// Bytes on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         self.slots.capacity() * size_of::<Stream>()
-            + self.slots.iter().map(|stream| stream.buffer.capacity()).sum::<usize>()
+            + self.slots.iter().map(Stream::heap_bytes).sum::<usize>()
             + self.vacant.capacity() * size_of::<u32>()
             + self.order.capacity() * size_of::<(u32, u32)>()
     }

@@ -96,9 +96,9 @@ pub fn hello() -> Vec<u8> {
     [&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// One connection.
-pub struct Http2Client {
-    pub stream: TcpStream,
+/// One connection, over TCP or whatever lies between.
+pub struct Http2Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
     decoder: Decoder,
 }
@@ -107,7 +107,7 @@ impl Http2Client {
     /// Connects and says nothing.
     #[track_caller]
     pub fn silent(address: SocketAddr) -> Self {
-        Self { stream: connect(address), buffer: Vec::new(), decoder: Decoder::new() }
+        Self::over(connect(address))
     }
 
     /// Connects, exchanges settings, acknowledges the server's.
@@ -120,16 +120,29 @@ impl Http2Client {
     #[track_caller]
     pub fn greet_with(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
         let mut client = Self::silent(address);
+        client.exchange_settings(settings);
+        client
+    }
+}
+
+impl<S: Read + Write> Http2Client<S> {
+    /// On a connection that is there; says nothing.
+    pub fn over(stream: S) -> Self {
+        Self { stream, buffer: Vec::new(), decoder: Decoder::new() }
+    }
+
+    /// Sends the preface, exchanges settings, acknowledges the server's.
+    #[track_caller]
+    pub fn exchange_settings(&mut self, settings: &[(u16, u32)]) {
         let mut payload = Vec::new();
         for (id, value) in settings {
             payload.extend_from_slice(&id.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }
-        client.write(&[&PREFACE[..], &frame(SETTINGS, 0, 0, &payload)].concat());
+        self.write(&[&PREFACE[..], &frame(SETTINGS, 0, 0, &payload)].concat());
         let is_acknowledged = |frame: &Frame| frame.kind == SETTINGS && frame.has(ACK);
-        client.read_until(is_acknowledged).expect("the server greets");
-        client.send(SETTINGS, ACK, 0, &[]);
-        client
+        self.read_until(is_acknowledged).expect("the server greets");
+        self.send(SETTINGS, ACK, 0, &[]);
     }
 
     /// Sends bytes; a server that has closed already is the reader's business.
@@ -147,9 +160,19 @@ impl Http2Client {
         self.send(HEADERS, END_STREAM | END_HEADERS, stream, &block);
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// The next frame; `None` at the end of the connection, also a sudden one.
     #[track_caller]
     pub fn read(&mut self) -> Option<Frame> {
+        let ends = [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];
+        match self.try_read() {
+            Ok(frame) => frame,
+            Err(error) if ends.contains(&error.kind()) => None,
+            Err(error) => panic!("no frame: {error}"),
+        }
+    }
+
+    /// The next frame; `None` at an end in good order, between two frames.
+    pub fn try_read(&mut self) -> std::io::Result<Option<Frame>> {
         loop {
             if let Some(length) = self.buffer.get(..9).map(|head| {
                 usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])
@@ -158,19 +181,18 @@ impl Http2Client {
                 let rest = self.buffer.split_off(9 + length);
                 let bytes = std::mem::replace(&mut self.buffer, rest);
                 let stream = u32::from_be_bytes(bytes[5..9].try_into().expect("4 bytes"));
-                return Some(Frame {
+                return Ok(Some(Frame {
                     kind: bytes[3],
                     flags: bytes[4],
                     stream,
                     payload: bytes[9..].to_vec(),
-                });
+                }));
             }
             let mut chunk = [0; 16 << 10];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return None,
-                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("no frame: {error}"),
+            match self.stream.read(&mut chunk)? {
+                0 if self.buffer.is_empty() => return Ok(None),
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => self.buffer.extend_from_slice(&chunk[..count]),
             }
         }
     }

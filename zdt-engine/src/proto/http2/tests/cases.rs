@@ -4,7 +4,7 @@
 
 use super::super::frame::{self, write};
 use super::super::*;
-use super::driver::{LIMITS, OPTIONS, Received, Server, environment, move_machine};
+use super::driver::{OPTIONS, Received, Server, environment, move_machine};
 
 /// A server that has been greeted.
 fn greeted() -> Server {
@@ -62,13 +62,68 @@ fn a_body_that_nobody_waits_for_is_cut_off_politely() {
     let mut server = greeted();
     request(&mut server, 1, false, &head(POST, &[]));
     let got = received(&mut server);
-    assert_eq!(got.streams[&1], (Some(200), b"at once".to_vec(), true, Some(0)));
+    assert_eq!(got.streams[&1], (Some(200), b"at once".to_vec(), true, None));
+    let slot = server.machine.slot_of(1).expect("it lingers");
+    assert_eq!(server.machine.waits_since(slot), Some((1_000, true)));
+    assert!(server.machine.is_exchange_over(slot));
+    // A client that goes on is told so when it would be owed a window, however slowly it comes there.
+    server.now_ms = 2_500;
+    for _ in 0..4 {
+        data(&mut server, 1, false, &[1; 8_000]);
+        assert_eq!(received(&mut server).streams.get(&1), None);
+        assert_eq!(server.machine.waits_since(slot), Some((1_000, true)));
+    }
+    data(&mut server, 1, false, &[1; 1_000]);
+    assert_eq!(received(&mut server).streams[&1].3, Some(0));
     // What was on its way is taken, and the connection lives.
     data(&mut server, 1, false, &[1; 1_000]);
     request(&mut server, 9, true, &head(GET, &[]));
     let got = received(&mut server);
     assert_eq!(got.streams[&9].0, Some(200));
     assert!(!got.streams.contains_key(&1) && server.error.is_none());
+    // Once the client has reset it, too, nothing can be on its way any more.
+    server.receive(&one(frame::RST_STREAM, 0, 1, &[0; 4]));
+    data(&mut server, 1, false, &[1; 1_000]);
+    assert_eq!(received(&mut server).streams[&1].3, Some(ErrorCode::StreamClosed as u32));
+}
+
+#[test]
+fn a_short_body_that_nobody_waits_for_costs_no_reset() {
+    for trailers in [false, true] {
+        let mut server = greeted();
+        request(&mut server, 1, false, &head(POST, &[]));
+        data(&mut server, 1, !trailers, &[1; 1_000]);
+        if trailers {
+            assert_eq!(server.machine.stream_count(), 1);
+            let flags = frame::END_HEADERS | frame::END_STREAM;
+            server.receive(&one(frame::HEADERS, flags, 1, &[0, 1, b'x', 1, b'y']));
+        }
+        assert_eq!(received(&mut server).streams[&1].3, None);
+        assert_eq!(server.machine.stream_count(), 0);
+    }
+    // The rules hold until its end.
+    let mut server = greeted();
+    request(&mut server, 1, false, &head(POST, &[0x0f, 13, 1, b'3']));
+    data(&mut server, 1, false, &[1; 4]);
+    assert_eq!(received(&mut server).streams[&1].3, Some(ErrorCode::Protocol as u32));
+}
+
+#[test]
+fn trailers_follow_a_body_that_waits_for_the_windows() {
+    let mut server = greeted();
+    server.receive(&one(frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 3]));
+    request(&mut server, 3, false, &head(POST, &[]));
+    data(&mut server, 3, true, b"seven b");
+    let mut got = Received::default();
+    got.read(&server.frames());
+    assert_eq!(got.streams[&3], (Some(200), b"sev".to_vec(), false, None));
+    let slot = server.machine.slot_of(3).expect("it waits");
+    assert!(server.machine.save_trailers(slot).is_some());
+    server.receive(&one(frame::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 4]));
+    got.read(&server.frames());
+    assert_eq!(got.streams[&3], (Some(200), b"seven b".to_vec(), true, None));
+    assert_eq!(got.trailers[&3], (b"x-sum".to_vec(), b"7".to_vec()));
+    assert_eq!(server.machine.stream_count(), 0);
 }
 
 #[test]
@@ -208,7 +263,7 @@ fn limits_are_answered() {
         data(&mut server, 15, false, &[0; 16_000]);
     }
     let got = received(&mut server);
-    assert_eq!((got.streams[&15].0, got.streams[&15].3), (Some(413), Some(0)));
+    assert_eq!((got.streams[&15].0, got.streams[&15].3), (Some(413), None));
 }
 
 /// Sends frames until the connection is refused; how many it took.
@@ -324,11 +379,20 @@ fn a_farewell_has_two_parts() {
 fn settings_hold_once_they_are_acknowledged() {
     let mut server = greeted();
     request(&mut server, 7, false, &head(POST, &[]));
-    let smaller = Options { stream_window_bytes: 10_000, ..OPTIONS };
-    server.machine.announce(&mut server.out, &smaller, &LIMITS);
-    server.machine.announce(&mut server.out, &smaller, &LIMITS);
+    let options = Options { stream_window_bytes: 10_000, ..OPTIONS };
+    let smaller = Environment { options, ..environment(2_000) };
+    assert_eq!(server.machine.settings_since_ms(), None);
+    server.machine.announce(&mut server.out, &smaller);
+    server.machine.announce(&mut server.out, &Environment { now_ms: 3_000, ..smaller });
     assert_eq!(server.frames().len(), 1, "they are told once");
-    server.machine = move_machine(&server.machine, server.now_ms);
+    assert_eq!(server.machine.settings_since_ms(), Some(2_000));
+    // By the clock of another process, where everything happens 100 seconds later.
+    server.machine = move_machine(&server.machine, 4_000);
+    let mut tail = Vec::new();
+    server.machine.save_tail(&mut tail);
+    let state = Http2State::decode(server.machine.save_head(4_000), &tail).expect("a state");
+    let moved = Http2::restore(&state, 104_500, 500).expect("a machine");
+    assert_eq!(moved.settings_since_ms(), Some(102_000));
     data(&mut server, 7, false, &[0; 16_000]);
     assert_eq!(server.error, None, "the client has not heard of it yet");
     server.receive(&one(frame::SETTINGS, frame::ACK, 0, &[]));
@@ -336,8 +400,7 @@ fn settings_hold_once_they_are_acknowledged() {
     let slot = server.machine.slot_of(7).expect("it lives");
     let window = server.machine.save_stream(slot, 0).map(|(head, _)| head.receive_window);
     assert_eq!(window, Some(65_535 - 16_000 - 55_535));
-    let smaller = environment(server.now_ms);
-    assert_eq!(smaller.options, OPTIONS);
+    assert_eq!(server.machine.settings_since_ms(), None);
 }
 
 #[test]
@@ -359,13 +422,13 @@ fn a_stall_is_seen_and_a_trickle_is_no_progress() {
 #[test]
 fn saved_states_that_nobody_saved_are_refused() {
     let machine = greeted().machine;
-    let (head, mut tail) = (machine.save_head(), Vec::new());
+    let (head, mut tail) = (machine.save_head(0), Vec::new());
     machine.save_tail(&mut tail);
     let refused = |change: fn(&mut Http2Head)| {
         let mut head = head;
         change(&mut head);
         match Http2State::decode(head, &tail) {
-            Ok(state) => Http2::restore(&state, 0).err(),
+            Ok(state) => Http2::restore(&state, 0, 0).err(),
             Err(error) => Some(error),
         }
     };
@@ -404,6 +467,15 @@ fn saved_states_that_nobody_saved_are_refused() {
         );
         machine.restore_stream(&head, buffer, 0, 0).err()
     };
+    let mut server = greeted();
+    server.receive(&one(frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 3]));
+    request(&mut server, 5, true, &self::head(GET, &[]));
+    for block in [&b""[..], b"\x00\x01X\x01v", b"\x40\x01x\x01v", b"\x00\x01x\x01", b"\x88"] {
+        let mut machine = move_machine(&server.machine, 0);
+        assert!(machine.restore_trailers(5, block).is_err(), "{block:?}");
+        assert!(machine.restore_trailers(3, b"\x00\x01x\x01v").is_err());
+        assert!(machine.restore_trailers(5, b"\x00\x01x\x01v").is_ok());
+    }
     assert_eq!(refused(|_| {}, b""), None);
     assert!(refused(|_| {}, b"a body before its head").is_some());
     for change in [

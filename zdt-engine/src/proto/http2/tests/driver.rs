@@ -34,19 +34,24 @@ pub fn environment<'a>(now_ms: u64) -> Environment<'a> {
 pub fn move_machine(machine: &Http2, now_ms: u64) -> Http2 {
     let mut tail = Vec::new();
     machine.save_tail(&mut tail);
-    let head = machine.save_head();
+    let head = machine.save_head(now_ms);
     let state = Http2State::decode(head, &tail).expect("what was written is read");
-    let mut moved = Http2::restore(&state, now_ms).expect("what a machine saves can be restored");
+    let mut moved =
+        Http2::restore(&state, now_ms, 0).expect("what a machine saves can be restored");
     let mut variable = tail.len();
     for slot in machine.slots() {
         let (head, buffer) = machine.save_stream(slot, now_ms).expect("it lives");
         variable += buffer.len();
         moved.restore_stream(&head, buffer, now_ms, 0).expect("a stream that lives is restored");
+        if let Some(block) = machine.save_trailers(slot) {
+            variable += block.len();
+            moved.restore_trailers(head.id, block).expect("trailers are restored");
+        }
     }
     assert_eq!(variable, machine.saved_bytes());
     let mut again = Vec::new();
     moved.save_tail(&mut again);
-    assert_eq!((moved.save_head(), again), (head, tail));
+    assert_eq!((moved.save_head(now_ms), again), (head, tail));
     assert_eq!(moved.stream_count(), machine.stream_count());
     moved
 }
@@ -89,7 +94,7 @@ impl Server {
             fields: Fields::default(),
             ids: BTreeMap::new(),
         };
-        server.machine.begin(&mut server.out, &OPTIONS, &LIMITS);
+        server.machine.begin(&mut server.out, &environment(server.now_ms));
         server
     }
 
@@ -173,7 +178,11 @@ impl Server {
                 seen.ended = true;
                 let length = seen.body.len();
                 match id % 8 {
-                    3 => self.machine.finish_response(slot, &mut self.out),
+                    3 => {
+                        let sum = length.to_string();
+                        let trailers: [(&str, &[u8]); 1] = [("x-sum", sum.as_bytes())];
+                        self.machine.finish_response_with(slot, &mut self.out, &trailers)
+                    }
                     7 => {
                         let body = vec![b'7'; length % 977 + 40_000];
                         self.machine.respond(slot, &mut self.out, 201, &[], &body, &lent)
@@ -229,6 +238,8 @@ type Answer = (Option<u16>, Vec<u8>, bool, Option<u32>);
 #[derive(Debug, Default)]
 pub struct Received {
     pub streams: BTreeMap<u32, Answer>,
+    /// The field that ended them.
+    pub trailers: BTreeMap<u32, (Vec<u8>, Vec<u8>)>,
     pub goaway: Option<u32>,
     pub pongs: usize,
     decoder: Decoder,
@@ -244,12 +255,18 @@ impl Received {
                 frame::HEADERS => {
                     fields.clear();
                     self.decoder.decode(&one.payload, &limits, &mut fields).expect("a block");
-                    let status = fields.get(0).expect("a field");
-                    assert_eq!(status.0, b":status");
-                    let status = std::str::from_utf8(status.1).expect("digits");
-                    assert_eq!(stream.0, None, "one head each");
+                    let (name, value) = fields.get(0).expect("a field");
+                    let ends = one.flags & frame::END_STREAM != 0;
+                    assert!(!stream.2, "fields behind the end");
+                    stream.2 |= ends;
+                    if stream.0.is_some() {
+                        assert!(ends && name[0] != b':', "one head each");
+                        self.trailers.insert(one.stream, (name.to_vec(), value.to_vec()));
+                        continue;
+                    }
+                    assert_eq!(name, b":status");
+                    let status = std::str::from_utf8(value).expect("digits");
                     stream.0 = Some(status.parse().expect("a number"));
-                    stream.2 |= one.flags & frame::END_STREAM != 0;
                 }
                 frame::DATA => {
                     assert!(
