@@ -17,7 +17,10 @@ use crate::state::Secret;
 pub use crate::state::VersionRange;
 
 /// Versions of this protocol that this build speaks: the oldest and the newest.
-pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 1 };
+pub const PROTOCOL_VERSIONS: VersionRange = VersionRange { oldest: 1, newest: 2 };
+
+/// From this version on a worker that drains can be told [`ToWorker::Revive`].
+pub const REVIVES_SINCE: u16 = 2;
 
 /// Largest JSON text of one message.
 pub const MAX_MESSAGE_BYTES: usize = 128 << 10;
@@ -182,6 +185,9 @@ pub enum ToWorker {
         /// How long it may last.
         timeout_ms: u64,
     },
+    /// The drain is over before its end: serve what is left without a deadline, and accept again from the
+    /// listeners that follow. Only for workers that speak version [`REVIVES_SINCE`].
+    Revive,
     /// The answer to [`FromWorker::Unpark`]. Descriptor: a sealed memfd with the record, if there was
     /// one; the supervisor has it no more.
     Unparked {

@@ -12,7 +12,7 @@ use super::core::{Core, Ending, Handover, Inputs, Setup};
 use super::handle::{Handle, Readiness, Reply};
 use super::news::News;
 use super::parking::Parking;
-use super::reloading::{QueuedReload, Wanted};
+use super::reloading::{Program, QueuedReload, Wanted};
 use super::requests::control_socket::Passed;
 use super::requests::reception::{Doors, Open, Reception, answer_all};
 use super::rundir::{self, RunDir, RunDirError};
@@ -205,6 +205,7 @@ async fn accede(
     });
     core.start_queued();
     Ok((core, doors))
+        anew: false,
 }
 
 /// Takes over from a supervisor that lived a moment ago, and signs for it. `later`: what was written
@@ -314,7 +315,7 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
     let start = QueuedReload::new(Wanted::default());
-    if let Err(message) = core.begin(loaded, None, &start) {
+    if let Err(message) = core.begin(loaded, Program::Configured, &start) {
         core.leave_nothing();
         return Err(StartError::Other(message));
     }

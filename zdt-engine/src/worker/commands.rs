@@ -227,6 +227,7 @@ impl Worker {
             ToWorker::Commit { reload, drain_ms } => self.commit(reload, drain_ms),
             ToWorker::TicketKeys => self.on_ticket_keys(&descriptors),
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
+            ToWorker::Revive => self.end_drain(),
             ToWorker::Rehearse { request } => self.begin_rehearsal(request),
             ToWorker::Routes { routes } => self.with_gateway(|core| core.apply(&routes)),
             ToWorker::FlushQueue { route } => {

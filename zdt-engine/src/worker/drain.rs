@@ -64,6 +64,13 @@ impl Worker {
         });
     }
 
+    /// This worker is to serve again. What the drain has ended stays ended; what it would have ended goes on.
+    pub(super) fn end_drain(&mut self) {
+        self.drain = None;
+        self.status.draining.clear();
+        self.resume_accepting();
+    }
+
     /// When the drain has something to do.
     pub(super) fn drain_due_ms(&self) -> Option<u64> {
         let drain = self.drain.as_ref()?;

@@ -186,6 +186,8 @@ pub struct Verdict {
     pub canary: Option<CanaryReport>,
     /// This was a reload to the build that served before.
     pub rollback: bool,
+    /// The earlier generation had not ended: it serves again, with the connections that it had kept.
+    pub revived: bool,
     /// Whether connections could have been handed back.
     pub rollback_possible: bool,
     /// `ebpf` or `plain`.

@@ -38,6 +38,7 @@ impl Core {
     pub fn finish_reload(&mut self, outcome: &Outcome) {
         let Some(mut reload) = self.reload.take() else { return };
         let undo = std::mem::take(&mut reload.undo);
+        let anew = self.begins_anew(&reload, outcome, &undo);
         let too_late = *outcome == Outcome::Committed && !undo.is_empty();
         if !too_late {
             reload.waiters.extend_from_slice(&undo);
@@ -69,7 +70,10 @@ impl Core {
                 self.start_drain(reload.green, drain, &verdict);
             }
             Outcome::FailedBeforeFlip(_) | Outcome::Superseded | Outcome::Stopped => {
-                self.discard_green(reload.green);
+                match reload.revived {
+                    Some(until) => self.return_to_drain(reload.green, reload.machine.id(), until),
+                    None => self.discard_green(reload.green),
+                }
             }
         }
         let proofs: Vec<u64> = self
@@ -83,6 +87,12 @@ impl Core {
         }
         self.forget_listeners(&proofs);
         self.dirty = true;
+        if let Some(anew) = anew {
+            tracing::warn!("{}; its build is started anew", verdict.error.unwrap_or_default());
+            self.queued = Some(anew);
+            self.retire_generations();
+            return self.start_queued();
+        }
         let first_start = reload.blue.is_none() && self.current.is_none();
         if first_start && !verdict.reload_successful {
             let why = verdict.error.clone().unwrap_or_default();
@@ -94,6 +104,7 @@ impl Core {
         verdict.previous_supervisor = reload.predecessor;
         verdict.restart_required.clone_from(&reload.restart_required);
         verdict.rollback = reload.rollback;
+        verdict.revived = reload.revived.is_some();
         self.totals.lost_connections += verdict.lost_connections;
         self.totals.migrated_connections += verdict.migrated_connections;
         if reload.blue.is_some() {

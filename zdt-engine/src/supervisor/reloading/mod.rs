@@ -5,6 +5,7 @@
 mod finishing;
 pub mod previous;
 pub mod restart;
+pub mod revival;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub(in crate::supervisor) struct ActiveReload {
     pub restart_required: Vec<String>,
     /// Back to the build that served before.
     pub rollback: bool,
+    /// Green is a generation that drained, and would have done so until then.
+    pub revived: Option<Instant>,
     /// Process of the supervisor that was replaced before.
     pub predecessor: Option<u32>,
     /// Those who want it undone.
@@ -74,6 +77,7 @@ impl ActiveReload {
             mark: self.mark,
             migrate: self.migrate,
             rolling: self.strategy == Strategy::Rolling,
+            revived: self.revived.is_some(),
             blue_workers: self.blue_workers.iter().copied().collect(),
             green_workers: self.green_workers.iter().copied().collect(),
         }
@@ -128,14 +132,28 @@ pub(in crate::supervisor) struct QueuedReload {
     pub wanted: Wanted,
     /// The supervisor is new already, and this was the old one's process: only the workers follow.
     pub predecessor: Option<u32>,
+    /// A rollback that could not have the old workers back.
+    pub anew: bool,
     pub waiters: Vec<mpsc::Sender<Reply>>,
     pub requested: Instant,
+}
+
+/// What the workers of the incoming generation execute.
+#[derive(Debug)]
+pub(in crate::supervisor) enum Program {
+    /// The configured one.
+    Configured,
+    /// One that was kept.
+    Kept(Executable),
+    /// Some of them run already: they drain.
+    Draining(u32),
 }
 
 impl QueuedReload {
     /// What is asked for from now on.
     pub fn new(wanted: Wanted) -> QueuedReload {
-        QueuedReload { wanted, predecessor: None, waiters: Vec::new(), requested: Instant::now() }
+        let (waiters, requested) = (Vec::new(), Instant::now());
+        QueuedReload { wanted, predecessor: None, anew: false, waiters, requested }
     }
 
     /// The strategy that the verdict names.
@@ -214,7 +232,8 @@ impl Core {
         if self.reload.is_some() || self.replacement.is_some() || self.stopping.is_some() {
             return;
         }
-        if self.queued.is_some() && self.generations.len() >= MAX_GENERATIONS {
+        let adds = self.queued.as_ref().is_some_and(|wanted| self.to_revive(wanted).is_none());
+        if adds && self.generations.len() >= MAX_GENERATIONS {
             self.end_oldest_drain();
             return;
         }
@@ -266,30 +285,30 @@ impl Core {
 
     /// False if it cannot begin yet.
     fn start_reload(&mut self, wanted: &QueuedReload) -> Result<bool, String> {
-        let (loaded, executable) = match wanted.wanted {
+        let (loaded, program) = match wanted.wanted {
             Wanted::Reload(_) => {
                 let loaded = self.sources.load_shown().map_err(|error| error.to_string())?;
                 let path = loaded.settings.executable.as_ref().unwrap_or(&self.executable_path);
                 check_executable(path)?;
-                (loaded, None)
+                (loaded, Program::Configured)
             }
             Wanted::Rollback => {
-                let Build { executable, loaded } = self.previous_build()?;
-                (loaded, Some(executable))
+                let Build { executable, loaded, .. } = self.previous_build()?;
+                let program = self.to_revive(wanted).map(Program::Draining);
+                (loaded, program.unwrap_or(Program::Kept(executable)))
             }
         };
         if self.drains_before(&loaded.settings, wanted) {
             return Ok(false);
         }
-        self.begin(loaded, executable, wanted).map(|()| true)
+        self.begin(loaded, program, wanted).map(|()| true)
     }
 
-    /// Begins a reload, or the first start, with these settings, and this program or the configured
-    /// one.
+    /// Begins a reload, or the first start, with these settings and this program.
     pub fn begin(
         &mut self,
         loaded: Loaded,
-        executable: Option<Executable>,
+        program: Program,
         wanted: &QueuedReload,
     ) -> Result<(), String> {
         let Loaded { settings, shown } = loaded;
@@ -299,48 +318,24 @@ impl Core {
                         `zdt doctor` says what is missing"
                 .to_owned());
         }
-        let executable = match executable {
-            Some(executable) => executable,
-            None => {
+        let restart_required = self.settings.restart_required_for(&settings);
+        let (number, revived) = match program {
+            Program::Draining(number) => (number, self.revive(number)),
+            Program::Kept(executable) => (self.add_generation(&settings, executable)?, None),
+            Program::Configured => {
                 let path = settings.executable.as_ref().unwrap_or(&self.executable_path);
-                Executable::open(path)?
+                let executable = Executable::open(path)?;
+                (self.add_generation(&settings, executable)?, None)
             }
         };
-        let credentials = crate::supervisor::credentials::read(&settings)?;
-        let user = find_user(&settings.user, settings.group.as_deref())?;
-        let number = self.last_generation + 1;
-        let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
-        let bank = plan::free_bank(number % Steer::banks(), Steer::banks(), &used)
-            .ok_or("every bank of slots is in use; wait until a generation has drained")?;
-        let count = settings.worker_count();
-        if count > self.max_workers {
-            return Err(format!(
-                "workers: {count} are more than the {} that the steering maps were made for",
-                self.max_workers
-            ));
-        }
-        let restart_required = self.settings.restart_required_for(&settings);
         if !restart_required.is_empty() {
             let settings = restart_required.join(", ");
             tracing::warn!(
                 "changed, but not in force before a restart of the supervisor: {settings}"
             );
         }
-        let known: Vec<_> = self.serving().map(|of| of.listen.clone()).unwrap_or_default();
-        let generation = Generation {
-            number,
-            bank,
-            phase: Phase::Green,
-            config: settings.worker_config(),
-            credentials,
-            executable,
-            user,
-            listen: resolve_addresses(&settings.listen, &known),
-            places: (0..count).map(|_| Place::default()).collect(),
-            drain_reasons: BTreeMap::new(),
-        };
-        self.last_generation = number;
-        self.generations.insert(number, generation);
+        let count = self.generations.get(&number).map_or(0, |of| of.places.len());
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         let id = self.next_reload;
         self.next_reload += 1;
         let blue = self.serving_workers();
@@ -368,6 +363,7 @@ impl Core {
             shown,
             restart_required,
             rollback: matches!(wanted.wanted, Wanted::Rollback),
+            revived,
             undo: Vec::new(),
             waiters: wanted.waiters.clone(),
             requested: wanted.requested,
@@ -380,6 +376,43 @@ impl Core {
         });
         self.pending_actions.extend(actions);
         Ok(())
+    }
+
+    /// A generation with these settings, without workers; returns its number.
+    fn add_generation(
+        &mut self,
+        settings: &Settings,
+        executable: Executable,
+    ) -> Result<u32, String> {
+        let credentials = crate::supervisor::credentials::read(settings)?;
+        let user = find_user(&settings.user, settings.group.as_deref())?;
+        let number = self.last_generation + 1;
+        let used: Vec<u32> = self.generations.values().map(|generation| generation.bank).collect();
+        let bank = plan::free_bank(number % Steer::banks(), Steer::banks(), &used)
+            .ok_or("every bank of slots is in use; wait until a generation has drained")?;
+        let count = settings.worker_count();
+        if count > self.max_workers {
+            return Err(format!(
+                "workers: {count} are more than the {} that the steering maps were made for",
+                self.max_workers
+            ));
+        }
+        let known: Vec<_> = self.serving().map(|of| of.listen.clone()).unwrap_or_default();
+        let generation = Generation {
+            number,
+            bank,
+            phase: Phase::Green,
+            config: settings.worker_config(),
+            credentials,
+            executable,
+            user,
+            listen: resolve_addresses(&settings.listen, &known),
+            places: (0..count).map(|_| Place::default()).collect(),
+            drain_reasons: BTreeMap::new(),
+        };
+        self.last_generation = number;
+        self.generations.insert(number, generation);
+        Ok(number)
     }
 
     /// The workers of the serving generation that serve, their places, and what they said.
@@ -470,6 +503,8 @@ impl Core {
                 }
                 self.send(worker, &message);
             }
+            // They may have clients of their own, and return to their drain.
+            Action::Kill(_) if self.reload.as_ref().is_some_and(|of| of.revived.is_some()) => {}
             Action::Kill(worker) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.phase = WorkerPhase::Ending;
@@ -542,7 +577,7 @@ impl Core {
         let mut started = Vec::with_capacity(batch.green.len());
         let mut failure = None;
         for index in batch.green.clone() {
-            match self.start_worker(green, index) {
+            match self.start_or_keep(green, index) {
                 Ok(worker) => started.push(worker),
                 Err(message) => {
                     failure = Some(message);
@@ -550,7 +585,10 @@ impl Core {
                 }
             }
         }
+        let greeted: Vec<Event> =
+            started.iter().filter_map(|&id| self.greeted_already(id)).collect();
         self.machine_events.push_back(Event::Spawned { green: started });
+        self.machine_events.extend(greeted);
         if let Some(message) = failure {
             self.fail_reload(message);
         }

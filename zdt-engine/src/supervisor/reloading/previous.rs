@@ -17,13 +17,15 @@ use crate::supervisor::workers::process::Executable;
 /// What a generation is started from.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Build {
+    /// The generation that it served as; it may be gone.
+    pub generation: u32,
     pub executable: Executable,
     pub loaded: Loaded,
 }
 
 impl Core {
     /// Back to what served before: by undoing the reload that is going on, as long as that is
-    /// possible, and otherwise by a reload to the build of the generation before.
+    /// possible, and otherwise by a reload to the generation before, or, where that has ended, to its build.
     pub fn request_rollback(&mut self, waiter: mpsc::Sender<Reply>) {
         if let Some(reload) = &mut self.reload
             && reload.blue.is_some()
@@ -47,7 +49,8 @@ impl Core {
             .executable
             .try_clone()
             .map_err(|error| format!("the program of the earlier build: {error}"))?;
-        Ok(Build { executable, loaded: previous.loaded.clone() })
+        let (generation, loaded) = (previous.generation, previous.loaded.clone());
+        Ok(Build { generation, executable, loaded })
     }
 
     /// Keeps what the outgoing generation of a committed reload was started from; before the
@@ -59,7 +62,8 @@ impl Core {
         match generation.executable.try_clone() {
             Ok(executable) => {
                 let (settings, shown) = (self.settings.clone(), self.shown.clone());
-                self.previous = Some(Build { executable, loaded: Loaded { settings, shown } });
+                let (generation, loaded) = (generation.number, Loaded { settings, shown });
+                self.previous = Some(Build { generation, executable, loaded });
             }
             Err(error) => {
                 tracing::error!(%error, "cannot keep the old build: no rollback to it is possible");

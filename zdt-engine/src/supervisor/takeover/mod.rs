@@ -508,7 +508,12 @@ impl Core {
             }
         );
         let Decision::Resume(at) = decision else {
-            self.discard_green(reload.green);
+            if reload.revived {
+                let drain = Duration::from_millis(self.settings.drain_timeout_ms);
+                self.return_to_drain(reload.green, reload.id, Instant::now() + drain);
+            } else {
+                self.discard_green(reload.green);
+            }
             self.refill();
             return;
         };
@@ -538,6 +543,7 @@ impl Core {
             rollback: false,
             predecessor: None,
             undo: Vec::new(),
+            revived: None,
             waiters: Vec::new(),
             requested: Instant::now(),
             flipped: reload.mark != Mark::Preparing,

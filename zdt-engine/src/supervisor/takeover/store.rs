@@ -122,6 +122,9 @@ pub struct Reload {
     pub blue_workers: Vec<WorkerId>,
     /// The green ones.
     pub green_workers: Vec<WorkerId>,
+    /// Green drained before: what it has kept is not lost with the reload.
+    #[serde(default)]
+    pub revived: bool,
 }
 
 /// This boot's name.
@@ -215,6 +218,7 @@ mod tests {
             }),
             counters: Counters { requests: 7, ..Counters::default() },
             totals: Totals { reloads: 3, ..Totals::default() },
+                revived: false,
         }
     }
 

@@ -9,6 +9,7 @@ mod parking;
 mod privileges;
 mod reloads;
 mod replacement;
+mod revivals;
 mod rollbacks;
 mod rolling;
 mod stops;
