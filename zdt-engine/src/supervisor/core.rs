@@ -336,6 +336,7 @@ impl Core {
         self.gateway_on_time(now);
         self.stop_on_time(now);
         self.change_tickets_on_time(now);
+        self.parking.on_time(now);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -353,6 +354,7 @@ impl Core {
             self.gateway.deadline(),
             self.stopping.as_ref().and_then(Stopping::deadline),
             self.tickets_deadline(),
+            self.parking.deadline(),
         ]
         .into_iter()
         .flatten()

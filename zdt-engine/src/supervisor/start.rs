@@ -126,7 +126,8 @@ async fn supervise(loaded: Loaded, sources: Sources) -> Result<(), StartError> {
 
 /// A start without anybody who hands over: there was no supervisor, or it is dead.
 async fn begin(mut setup: Setup) -> Result<(Core, Doors), StartError> {
-    setup.parking.open().map_err(StartError::Other)?;
+    setup.parking.prepare().map_err(StartError::Other)?;
+    setup.parking.open().await;
     let admin_address = setup.settings.admin.0;
     let admin = admin_address.map(listen_for_admin).transpose().map_err(StartError::Other)?;
     let predecessor = adopt::find(&setup.run_dir, store::load(&setup.run_dir.state_file())).await;
@@ -166,10 +167,14 @@ async fn accede(
     let Heir { mut estate, run_dir, doors, greeted, predecessor } = heir;
     let mut setup = setup(run_dir);
     estate.will.keep_fixed(&mut setup.settings);
-    if let Err(error) = setup.parking.open() {
+    if let Err(error) = setup.parking.prepare() {
         tracing::error!(error, "parked sessions");
     }
-    setup.parking.inherit(estate.parked.take());
+    match estate.parked.take() {
+        // What the file has in addition was given back.
+        Some(parked) => setup.parking.inherit(&parked),
+        None => setup.parking.open().await,
+    }
     // Until the predecessor has gone, the service manager listens to that.
     setup.news.mute(true);
     let request = estate.will.request;
@@ -200,12 +205,12 @@ async fn accede(
     core.queued = Some(QueuedReload {
         wanted: Wanted::Reload(request),
         predecessor: predecessor_pid,
+        anew: false,
         waiters,
         requested,
     });
     core.start_queued();
     Ok((core, doors))
-        anew: false,
 }
 
 /// Takes over from a supervisor that lived a moment ago, and signs for it. `later`: what was written
@@ -290,9 +295,10 @@ async fn take_back(
     why: &str,
     estate: Estate,
     later: Option<store::State>,
-    setup: Setup,
+    mut setup: Setup,
 ) -> Result<Core, String> {
     tracing::error!("{why}: taking over again");
+    setup.parking.open_again().await;
     let greeted = adopt::greet_all(&setup.run_dir).await;
     let survivors = adopt::adopt_all(&setup.run_dir, greeted).await;
     take_over_from(estate, later, survivors, setup).await

@@ -1,10 +1,10 @@
-//! Parked sessions: taken from the workers, given back once, kept within bounds, written down at a
-//! stop.
+//! Parked sessions: taken from the workers, given back once, kept within bounds, and on disk.
 //!
 //! A session is a record that nobody looks into here beyond its id and its end.
 //!
 //! Must not know: what a session is, what a token looks like.
 
+mod keeping;
 mod parkfile;
 
 use std::collections::{BTreeSet, HashMap};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zeroize::Zeroizing;
 
+use self::keeping::Keeping;
 use self::parkfile::FileError;
 use crate::config::ParkingSettings;
 use crate::control::{ToWorker, hex};
@@ -53,6 +54,8 @@ pub(in crate::supervisor) struct Store {
     by_end: BTreeSet<(u64, Id)>,
     bytes: usize,
     evicted: u64,
+    /// Something has come or gone that is not on disk.
+    changed: bool,
 }
 
 impl Store {
@@ -64,12 +67,14 @@ impl Store {
             by_end: BTreeSet::new(),
             bytes: 0,
             evicted: 0,
+            changed: false,
         }
     }
 
     /// Keeps a session; those that would be over first make room.
     fn insert(&mut self, id: Id, session: Session) {
         self.take(&id);
+        self.changed = true;
         self.bytes += session.record.len();
         self.by_end.insert((session.expires_unix_s, id));
         self.sessions.insert(id, session);
@@ -84,7 +89,14 @@ impl Store {
         let session = self.sessions.remove(id)?;
         self.by_end.remove(&(session.expires_unix_s, *id));
         self.bytes -= session.record.len();
+        self.changed = true;
         Some(session)
+    }
+
+    fn clear(&mut self) {
+        self.sessions.clear();
+        self.by_end.clear();
+        self.bytes = 0;
     }
 
     fn forget_expired(&mut self, now_unix_s: u64) {
@@ -128,6 +140,7 @@ pub(in crate::supervisor) struct Parking {
     directory: PathBuf,
     /// Without, nothing is written.
     key: Option<Secret>,
+    keeping: Keeping,
     /// What resume tokens are signed with: the same after a restart if there is a key.
     pub resume_secret: Option<Secret>,
 }
@@ -145,24 +158,72 @@ impl Parking {
             Some(key) => Some(derive(key, b"zdt resume tokens", &[b"version 1"])),
             None => Some(Secret::new(sys::random_bytes().map_err(|error| error.to_string())?)),
         };
-        Ok(Self { store: Store::new(settings), directory, key, resume_secret })
+        let (store, keeping) = (Store::new(settings), Keeping::new(Instant::now()));
+        Ok(Self { store, directory, key, keeping, resume_secret })
     }
 
-    /// Reads what an earlier supervisor has left at its stop. The run directory is locked by now.
+    /// Whether there is a file.
+    fn is_kept(&self) -> bool {
+        self.resume_secret.is_some() && self.key.is_some()
+    }
+
+    /// Sees to the directory.
     ///
     /// # Errors
-    /// If the directory is not fit to be used.
-    pub fn open(&mut self) -> Result<(), String> {
-        if self.resume_secret.is_some() && self.key.is_some() {
-            parkfile::prepare(&self.directory)
-                .and_then(|()| rundir::check(&self.directory).map_err(|error| error.to_string()))
-                .map_err(|error| format!("parking.path (CONNECTION_STATE_PATH): {error}"))?;
-            self.load();
+    /// If it is not fit to be used.
+    pub fn prepare(&self) -> Result<(), String> {
+        if !self.is_kept() {
+            return Ok(());
         }
-        Ok(())
+        parkfile::prepare(&self.directory)
+            .and_then(|()| rundir::check(&self.directory).map_err(|error| error.to_string()))
+            .map_err(|error| format!("parking.path (CONNECTION_STATE_PATH): {error}"))
     }
 
-    /// For a successor: the secret of the tokens, then all records.
+    /// Reads what an earlier supervisor has left, stopped or killed. The run directory is locked by now.
+    pub async fn open(&mut self) {
+        if !self.is_kept() {
+            return;
+        }
+        let Some(key) = &self.key else { return };
+        let path = parkfile::path(&self.directory);
+        let loaded = match parkfile::load(&path, key).await {
+            Ok(None) => return,
+            Ok(Some(loaded)) => loaded,
+            Err(error) => parkfile::Loaded { records: Vec::new(), problem: Some(error) },
+        };
+        let total = loaded.records.len();
+        let mut malformed = false;
+        for record in &loaded.records {
+            if let (_, Err(error)) = self.store.insert_all(record) {
+                tracing::warn!(error, "a parked session cannot be read");
+                malformed = true;
+            }
+        }
+        self.store.forget_expired(unix_s());
+        let kept = self.store.sessions.len();
+        tracing::info!(path = %path.display(), kept, expired = total - kept.min(total), "parked sessions read");
+        // Otherwise it is as it is on disk.
+        self.store.changed = malformed || kept != total || total == 0;
+        if let Some(problem) = loaded.problem {
+            let aside = parkfile::set_aside(&path);
+            let aside =
+                aside.as_ref().map_or("where it is".into(), |path| path.display().to_string());
+            tracing::error!(path = %path.display(), aside, "{problem}; what could not be read is lost to the clients, the file is kept");
+            self.store.changed = kept > 0;
+        }
+    }
+
+    /// Once more, after a successor that has died: it gave sessions away that are here still, and took
+    /// others. Without a file nobody knows which.
+    pub async fn open_again(&mut self) {
+        if self.is_kept() && !self.store.changed {
+            self.store.clear();
+            self.open().await;
+        }
+    }
+
+    /// For a successor: the secret of the tokens, then all records. What is written later is up to it.
     ///
     /// # Errors
     /// When out of memory or descriptors.
@@ -176,8 +237,10 @@ impl Parking {
     }
 
     /// Takes over what a predecessor has left.
-    pub fn inherit(&mut self, memfd: Option<OwnedFd>) {
-        let Some(memfd) = memfd.filter(|_| self.resume_secret.is_some()) else { return };
+    pub fn inherit(&mut self, memfd: &OwnedFd) {
+        if self.resume_secret.is_none() {
+            return;
+        }
         let bytes = match read_sealed(memfd.as_fd(), MAX_ESTATE_BYTES) {
             Ok(bytes) => Zeroizing::new(bytes),
             Err(error) => return tracing::error!(%error, "the predecessor's parked sessions"),
@@ -188,35 +251,6 @@ impl Parking {
         }
         if let (taken, Err(error)) = self.store.insert_all(records) {
             tracing::error!(taken, error, "the predecessor's parked sessions");
-        }
-    }
-
-    fn load(&mut self) {
-        let Some(key) = &self.key else { return };
-        let path = parkfile::path(&self.directory);
-        let loaded = match parkfile::load(&path, key) {
-            Ok(None) => return,
-            Ok(Some(loaded)) => loaded,
-            Err(error) => parkfile::Loaded { records: Vec::new(), problem: Some(error) },
-        };
-        let total = loaded.records.len();
-        for record in &loaded.records {
-            if let (_, Err(error)) = self.store.insert_all(record) {
-                tracing::warn!(error, "a parked session cannot be read");
-            }
-        }
-        self.store.forget_expired(unix_s());
-        let kept = self.store.sessions.len();
-        tracing::info!(path = %path.display(), kept, expired = total - kept.min(total), "parked sessions read");
-        match loaded.problem {
-            // Good for one return only: what was read may not be read again.
-            None => parkfile::remove(&path),
-            Some(problem) => {
-                let aside = parkfile::set_aside(&path);
-                let aside =
-                    aside.as_ref().map_or("where it is".into(), |path| path.display().to_string());
-                tracing::error!(path = %path.display(), aside, "{problem}; what could not be read is lost to the clients, the file is kept");
-            }
         }
     }
 }
@@ -276,23 +310,23 @@ impl Core {
     ) -> Result<(), String> {
         self.parking.store.forget_expired(unix_s());
         let count = self.parking.store.sessions.len();
-        if count == 0 {
+        if !self.parking.is_kept() {
+            if count > 0 {
+                tracing::warn!(
+                    count,
+                    "parked sessions end here: without CONNECTION_STATE_KEY nothing is written"
+                );
+            }
             return Ok(());
         }
-        let Some(key) = &self.parking.key else {
-            tracing::warn!(
-                count,
-                "parked sessions end here: without CONNECTION_STATE_KEY nothing is written"
-            );
-            return Ok(());
-        };
         let give_up = Instant::now() + Duration::from_millis(self.settings.drain_timeout_ms);
         let path = parkfile::path(&self.parking.directory);
         loop {
-            let records = self.parking.store.sessions.values().map(|session| &session.record[..]);
-            let error = match parkfile::save(&self.parking.directory, key, records).await {
+            let error = match self.parking.write_now().await {
                 Ok(()) => {
-                    tracing::info!(count, path = %path.display(), "parked sessions written");
+                    if count > 0 {
+                        tracing::info!(count, path = %path.display(), "parked sessions written");
+                    }
                     return Ok(());
                 }
                 Err(error) => error,

@@ -1,4 +1,4 @@
-//! The file of parked sessions: encrypted and authenticated, replaced as a whole, read once.
+//! The file of parked sessions: encrypted and authenticated, replaced as a whole.
 //!
 //! A header of 80 bytes, little-endian: magic `ZDTPARK\n`, version (u32), number of records (u32), salt
 //! (32 bytes), the key's fingerprint (16 bytes), seconds since the epoch when it was written (u64),
@@ -26,6 +26,8 @@ const FINGERPRINT: std::ops::Range<usize> = 48..64;
 const DIRECTION: u8 = 2;
 /// Larger files are not read: somebody else's.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Read at a time.
+const READ_BYTES: usize = 4 << 20;
 
 /// Why a file is not, or not wholly, read.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +89,10 @@ fn file_key(key: &Secret, header: &[u8]) -> Secret {
 }
 
 /// The bytes of a file.
-fn encode<'a>(key: &Secret, records: impl Iterator<Item = &'a [u8]>) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// If the kernel has no random numbers.
+pub fn encode<'a>(key: &Secret, records: impl Iterator<Item = &'a [u8]>) -> io::Result<Vec<u8>> {
     let salt: [u8; 32] = sys::random_bytes()?;
     let records: Vec<Vec<u8>> = records.map(<[u8]>::to_vec).collect();
     let body: usize = records.iter().map(|record| record.len() + crate::state::SEAL_BYTES).sum();
@@ -150,15 +155,36 @@ pub fn decode(bytes: &[u8], key: &Secret) -> Result<Loaded, FileError> {
 ///
 /// # Errors
 /// If nothing in it can be read.
-pub fn load(path: &Path, key: &Secret) -> Result<Option<Loaded>, FileError> {
-    let metadata = match std::fs::symlink_metadata(path) {
+pub async fn load(path: &Path, key: &Secret) -> Result<Option<Loaded>, FileError> {
+    // A FIFO without a writer would not open otherwise.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(FileError::Foreign),
         other => other?,
     };
+    let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
         return Err(FileError::Foreign);
     }
-    decode(&std::fs::read(path)?, key).map(Some)
+    let file = tokio_uring::fs::File::from_std(file);
+    let bytes = read(&file, metadata.len() as usize).await;
+    file.close().await?;
+    decode(&bytes?, key).map(Some)
+}
+
+/// So many bytes, or fewer if the file has become shorter.
+async fn read(file: &tokio_uring::fs::File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut all = Vec::with_capacity(bytes);
+    while all.len() < bytes {
+        let part = Vec::with_capacity(READ_BYTES.min(bytes - all.len()));
+        let (outcome, part) = file.read_at(part, all.len() as u64).await;
+        if outcome? == 0 {
+            break;
+        }
+        all.extend_from_slice(&part);
+    }
+    Ok(all)
 }
 
 /// Writes the file: the old one or the new one is there, whatever happens, and the new one is on the
@@ -166,12 +192,7 @@ pub fn load(path: &Path, key: &Secret) -> Result<Option<Loaded>, FileError> {
 ///
 /// # Errors
 /// What the file system says; the old file is as it was.
-pub async fn save<'a>(
-    directory: &Path,
-    key: &Secret,
-    records: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<()> {
-    let bytes = encode(key, records)?;
+pub async fn replace(directory: &Path, bytes: Vec<u8>) -> io::Result<()> {
     let path = path(directory);
     let next = path.with_extension("zdts.next");
     let written = write(&next, bytes).await;
@@ -183,6 +204,22 @@ pub async fn save<'a>(
         let _ = std::fs::remove_file(&next);
         return Err(error);
     }
+    sync(directory).await
+}
+
+/// Removes the file, if there is one: nothing is parked.
+///
+/// # Errors
+/// What the file system says.
+pub async fn remove(directory: &Path) -> io::Result<()> {
+    match tokio_uring::fs::remove_file(path(directory)).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync(directory).await,
+    }
+}
+
+async fn sync(directory: &Path) -> io::Result<()> {
     let directory = tokio_uring::fs::File::from_std(std::fs::File::open(directory)?);
     let synced = directory.sync_all().await;
     directory.close().await?;
@@ -205,13 +242,6 @@ async fn write(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
     };
     file.close().await?;
     synced
-}
-
-/// Removes a file that was read.
-pub fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
-        tracing::error!(path = %path.display(), %error, "cannot remove the file of parked sessions: they could come back twice");
-    }
 }
 
 /// Keeps a file that could not be read under another name; `None` if that is not possible.
@@ -298,22 +328,40 @@ mod tests {
     fn a_file_is_replaced_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = path(dir.path());
-        assert!(load(&path, &key(1)).unwrap().is_none());
+        let count = async || {
+            let loaded = load(&path, &key(1)).await.unwrap();
+            loaded.map(|loaded| loaded.records.len())
+        };
         tokio_uring::start(async {
-            for count in [3, 1] {
+            assert_eq!(count().await, None);
+            for some in [3, 1] {
                 let records = records();
-                let some = records.iter().take(count).map(Vec::as_slice);
-                save(dir.path(), &key(1), some).await.unwrap();
-                assert_eq!(load(&path, &key(1)).unwrap().unwrap().records.len(), count);
+                let bytes = encode(&key(1), records.iter().take(some).map(Vec::as_slice)).unwrap();
+                replace(dir.path(), bytes).await.unwrap();
+                assert_eq!(count().await, Some(some));
             }
             // Something is in the way: the old file stays, and no temporary one.
-            std::fs::create_dir(path.with_extension("zdts.next")).unwrap();
-            assert!(save(dir.path(), &key(1), std::iter::empty()).await.is_err());
+            let next = path.with_extension("zdts.next");
+            std::fs::create_dir(&next).unwrap();
+            assert!(replace(dir.path(), file()).await.is_err());
+            assert_eq!(count().await, Some(1));
+            std::fs::remove_dir(&next).unwrap();
+            // More than is read at a time.
+            let large = vec![records()[2].clone(); 2 * READ_BYTES / records()[2].len()];
+            let bytes = encode(&key(1), large.iter().map(Vec::as_slice)).unwrap();
+            replace(dir.path(), bytes).await.unwrap();
+            assert_eq!(count().await, Some(large.len()));
+            remove(dir.path()).await.unwrap();
+            remove(dir.path()).await.unwrap();
+            assert_eq!(count().await, None);
+            replace(dir.path(), file()).await.unwrap();
+            let aside = set_aside(&path).unwrap();
+            assert!(!path.exists() && aside.exists());
+            std::os::unix::fs::symlink(&aside, &path).unwrap();
+            assert!(matches!(load(&path, &key(1)).await, Err(FileError::Foreign)));
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            assert!(matches!(load(&path, &key(1)).await, Err(FileError::Foreign)));
         });
-        assert_eq!(load(&path, &key(1)).unwrap().unwrap().records.len(), 1);
-        let aside = set_aside(&path).unwrap();
-        assert!(!path.exists() && aside.exists());
-        std::fs::create_dir(&path).unwrap();
-        assert!(matches!(load(&path, &key(1)), Err(FileError::Foreign)));
     }
 }

@@ -153,6 +153,10 @@ impl Core {
     pub async fn hand_over(&mut self, channel: &ToHeir) -> Option<Estate> {
         let wanted = &self.replacement.as_ref()?.wanted;
         let (requested, request) = (wanted.requested, wanted.wanted.request());
+        // Whoever of the two is the supervisor in the end finds there what was parked by now.
+        if let Err(error) = self.parking.write_now().await {
+            tracing::error!(%error, "parked sessions cannot be written");
+        }
         let offered = async {
             let estate = self
                 .draw_up_estate(requested, request)

@@ -141,13 +141,76 @@ fn sessions_go_on_after_a_stop_and_a_start() {
     let file = std::fs::read(path.join("parked.zdts")).expect("the file");
     assert!(!String::from_utf8_lossy(&file).contains("demo.ws.counter"), "it is encrypted");
     engine.restart();
-    assert!(!path.join("parked.zdts").exists(), "good for one return");
     wait_for_parked(&engine, 20);
+    let mut clients = Vec::new();
     for (token, turn) in tokens.iter().zip(0..) {
         let (mut client, _) = open(&engine, Some(token), turn % 2 == 0);
         assert_eq!(n(&mut client), turn + 2);
+        clients.push(client);
     }
+    eventually("each is good for one return", || !path.join("parked.zdts").exists());
     assert!(!engine.log().contains(KEY));
+}
+
+fn kill_supervisor(engine: &mut Engine) {
+    engine.signal(Signal::SIGKILL);
+    engine.wait();
+}
+
+#[test]
+fn a_killed_supervisor_leaves_what_is_parked_on_disk() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut engine = start(options(dir.path(), KEY, ""));
+    let file = engine.run_dir().join("parked.zdts");
+    let (mut away, token) = open(&engine, None, false);
+    let (mut other, other_token) = open(&engine, None, false);
+    assert_eq!((n(&mut away), n(&mut away), n(&mut other)), (1, 2, 1));
+    drop(away);
+    eventually("the session is on disk", || file.exists());
+    kill_supervisor(&mut engine);
+    engine.restart();
+    wait_for_parked(&engine, 1);
+    let (mut back, token) = open(&engine, Some(&token), false);
+    assert_eq!(n(&mut back), 3);
+    assert_eq!(n(&mut other), 2, "the workers have served on");
+    eventually("what was given back is not on disk", || !file.exists());
+    // And not again: neither of the two is there twice, whoever dies.
+    drop(other);
+    eventually("the other one is on disk", || file.exists());
+    kill_supervisor(&mut engine);
+    engine.restart();
+    assert_eq!(n(&mut back), 4);
+    let (mut other, _) = open(&engine, Some(&other_token), false);
+    assert_eq!(n(&mut other), 2 + 1);
+    drop(back);
+    wait_for_parked(&engine, 1);
+    let (mut back, _) = open(&engine, Some(&token), true);
+    assert_eq!(n(&mut back), 5);
+}
+
+#[test]
+fn a_replaced_supervisor_keeps_the_file_up_to_date() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mut engine = start(options(dir.path(), KEY, ""));
+    let file = engine.run_dir().join("parked.zdts");
+    let (mut client, token) = open(&engine, None, false);
+    assert_eq!(n(&mut client), 1);
+    drop(client);
+    wait_for_parked(&engine, 1);
+    let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
+    assert!(output.status.success(), "{output:?}");
+    let (mut client, token) = open(&engine, Some(&token), false);
+    assert_eq!(n(&mut client), 2);
+    eventually("it was given back", || !file.exists());
+    drop(client);
+    eventually("it is on disk", || file.exists());
+    let successor = engine.only_supervisor();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(successor as i32), Signal::SIGKILL)
+        .expect("kill");
+    eventually("it is dead", || engine.supervisors().is_empty());
+    engine.restart();
+    let (mut client, _) = open(&engine, Some(&token), false);
+    assert_eq!(n(&mut client), 3);
 }
 
 #[test]
