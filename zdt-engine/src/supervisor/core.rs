@@ -504,6 +504,7 @@ impl Core {
                 })
                 .collect(),
             reload: self.reload.as_ref().map(|reload| reload.durable()),
+            crashes: self.crash_history(),
             counters: self.retired,
             totals: self.totals,
         }

@@ -258,6 +258,7 @@ mod tests {
             listeners: (0..listeners as u64).map(listener).collect(),
             reload: None,
             totals: Totals { reloads: 3, ..Totals::default() },
+            crashes: Vec::new(),
             counters: Counters::default(),
         };
         Will {

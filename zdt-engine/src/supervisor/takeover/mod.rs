@@ -97,6 +97,7 @@ pub(in crate::supervisor) fn take_over(
         state.pid
     );
     core.settle_generations();
+    core.inherit_crash_history(&state);
     if let Some(estate) = &estate {
         core.inherit_figures(estate);
     }
@@ -202,6 +203,7 @@ fn reconstruct(survivors: &[Survivor]) -> Result<store::State, String> {
         generations: generations.into_values().collect(),
         listeners: listeners.into_values().collect(),
         reload: None,
+        crashes: Vec::new(),
         counters: Counters::default(),
         totals: Totals::default(),
     })
@@ -541,9 +543,9 @@ impl Core {
             shown: self.shown.clone(),
             restart_required: Vec::new(),
             rollback: false,
+            revived: None,
             predecessor: None,
             undo: Vec::new(),
-            revived: None,
             waiters: Vec::new(),
             requested: Instant::now(),
             flipped: reload.mark != Mark::Preparing,

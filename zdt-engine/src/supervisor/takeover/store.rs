@@ -18,6 +18,7 @@ use crate::supervisor::WorkerId;
 use crate::supervisor::handle::{Counters, Totals};
 use crate::supervisor::reload::Mark;
 use crate::supervisor::sockets::listeners::{ListenerId, Role};
+use crate::supervisor::workers::history::Crashes;
 
 /// Version of [`State`] that this build writes. One that it does not know it refuses.
 pub const VERSION: u32 = 1;
@@ -51,6 +52,9 @@ pub struct State {
     pub listeners: Vec<Listener>,
     /// The reload that is going on.
     pub reload: Option<Reload>,
+    /// Places whose workers have ended unasked.
+    #[serde(default)]
+    pub crashes: Vec<Crashes>,
     /// What workers that are gone have counted.
     #[serde(default)]
     pub counters: Counters,
@@ -118,13 +122,13 @@ pub struct Reload {
     /// In steps.
     #[serde(default)]
     pub rolling: bool,
+    /// Green drained before: what it has kept is not lost with the reload.
+    #[serde(default)]
+    pub revived: bool,
     /// The blue workers that take part in the handoff.
     pub blue_workers: Vec<WorkerId>,
     /// The green ones.
     pub green_workers: Vec<WorkerId>,
-    /// Green drained before: what it has kept is not lost with the reload.
-    #[serde(default)]
-    pub revived: bool,
 }
 
 /// This boot's name.
@@ -179,6 +183,7 @@ pub fn load(path: &Path) -> Option<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::workers::respawn::Ending;
 
     fn state() -> State {
         State {
@@ -213,12 +218,19 @@ mod tests {
                 mark: Mark::Flipped,
                 migrate: true,
                 rolling: false,
+                revived: false,
                 blue_workers: vec![1],
                 green_workers: vec![2],
             }),
+            crashes: vec![Crashes {
+                generation: 2,
+                index: 0,
+                endings: vec![(5, Ending::Crash), (6, Ending::FailedStart)],
+                restart_ms: Some(7),
+                given_up: Some("crashed twice".into()),
+            }],
             counters: Counters { requests: 7, ..Counters::default() },
             totals: Totals { reloads: 3, ..Totals::default() },
-                revived: false,
         }
     }
 

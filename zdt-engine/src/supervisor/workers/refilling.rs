@@ -19,6 +19,7 @@ impl Core {
     /// The same, after an end of this kind, in these words.
     pub fn fill_place_after(&mut self, generation: u32, index: u32, ending: Ending, how: &str) {
         let now = Instant::now();
+        self.dirty = true;
         match self.guard.on_end(&self.settings.respawn, generation, index, ending, now) {
             Answer::Respawn(pause) => {
                 if !pause.is_zero() {

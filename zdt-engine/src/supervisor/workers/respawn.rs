@@ -10,10 +10,11 @@ use crate::config::RespawnOptions;
 /// Shortest pause before a worker that died again is restarted; doubles with each death.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How a worker ended that was not told to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Ending {
     /// It had served.
     Crash,
@@ -73,6 +74,25 @@ impl RespawnGuard {
         };
         let pause = FIRST_PAUSE.saturating_mul(1 << doublings.min(16));
         Answer::Respawn(pause.min(LONGEST_PAUSE))
+    }
+
+    /// What it remembers of a place, the oldest first.
+    pub fn endings(
+        &self,
+        generation: u32,
+        index: u32,
+    ) -> impl Iterator<Item = (Instant, Ending)> + '_ {
+        self.endings.get(&(generation, index)).into_iter().flatten().copied()
+    }
+
+    /// Counts what another guard remembered.
+    pub fn remember(
+        &mut self,
+        generation: u32,
+        index: u32,
+        endings: impl IntoIterator<Item = (Instant, Ending)>,
+    ) {
+        self.endings.entry((generation, index)).or_default().extend(endings);
     }
 
     /// Forgets a generation that has ended.
@@ -151,6 +171,22 @@ mod tests {
         let options = RespawnOptions { enabled: false, ..options(5, 1_000) };
         let answer = guard.on_end(&options, 1, 0, Ending::Crash, Instant::now());
         assert!(matches!(answer, Answer::GiveUp(_)));
+    }
+
+    #[test]
+    fn another_guard_goes_on_where_one_has_ended() {
+        let (mut guard, now) = (RespawnGuard::default(), Instant::now());
+        let options = options(2, 1_000);
+        for _ in 0..2 {
+            guard.on_end(&options, 1, 0, Ending::Crash, now);
+        }
+        let mut next = RespawnGuard::default();
+        next.remember(1, 0, guard.endings(1, 0));
+        let answer = next.on_end(&options, 1, 0, Ending::Crash, now);
+        assert_eq!(answer, Answer::GiveUp("crashed 3 times".to_owned()));
+        let later = now + Duration::from_secs(1);
+        let answer = next.on_end(&options, 1, 0, Ending::Crash, later);
+        assert_eq!(answer, Answer::Respawn(Duration::ZERO));
     }
 
     #[test]

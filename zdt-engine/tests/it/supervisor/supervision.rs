@@ -55,6 +55,64 @@ fn a_reload_of_busy_workers_kills_nobody() {
     assert_eq!(status["totals"]["crashes"], 0, "{status}");
 }
 
+/// Kills the worker at this index of generation 1.
+fn kill_worker(engine: &Engine, index: u64) {
+    let pid = || {
+        let status = engine.status();
+        let workers = status["worker_stats"].as_object().cloned().unwrap_or_default();
+        let here = workers.values().find(|of| of["index"] == index && of["phase"] == "serving");
+        here.and_then(|worker| worker["pid"].as_i64())
+    };
+    let mut victim = None;
+    eventually("it serves", || {
+        victim = pid();
+        victim.is_some()
+    });
+    let victim = victim.expect("a process");
+    kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("kill");
+    eventually("it is gone", || pid() != Some(victim));
+}
+
+#[test]
+fn the_next_supervisor_goes_on_counting_crashes() {
+    let config = "[respawn]\nlimit = 2\nwindow_ms = 600000\n";
+    let mut engine = Engine::start(Options::config(config));
+    let next = |engine: &mut Engine| {
+        engine.signal(Signal::SIGKILL);
+        engine.wait();
+        engine.spawn_successor();
+        eventually("it has taken over", || engine.zdt(&["status"]).status.success());
+    };
+    kill_worker(&engine, 0);
+    next(&mut engine);
+    kill_worker(&engine, 0);
+    eventually("it is replaced", || engine.workers(1).len() == 2);
+    next(&mut engine);
+    kill_worker(&engine, 0);
+    eventually("it is given up", || engine.status()["status"] == "degraded");
+    // And stays given up, whoever is the supervisor.
+    next(&mut engine);
+    let check = |engine: &Engine| {
+        let status = engine.status();
+        assert_eq!(status["status"], "degraded", "{status}");
+        assert!(status["problems"].to_string().contains("crashed 3 times"), "{status}");
+        assert_eq!(status["totals"]["respawns"], 2, "{status}");
+        assert_eq!(engine.workers(1).len(), 1);
+        for number in 0..20 {
+            engine.ask(&number.to_string());
+        }
+    };
+    check(&engine);
+    // Also of one that was replaced, and whose own reload came to nothing.
+    engine.configure("drain_timeout_ms = 5000\nexecutable = \"/bin/false\"\n");
+    let output = engine.zdt(&["reload", "--json"]);
+    assert!(!output.status.success(), "{output:?}");
+    check(&engine);
+    engine.configure(config);
+    engine.reload_well();
+    assert_eq!(engine.status()["status"], "healthy");
+}
+
 #[test]
 fn a_crash_loop_ends_degraded() {
     let engine = Engine::start(Options {
