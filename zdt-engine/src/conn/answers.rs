@@ -6,6 +6,7 @@
 
 use super::{Connection, Environment, ReceiveEnd, Slot, Stage, Upgrade, is_responding};
 use crate::proto::http1::ResponseState;
+use crate::proto::http2::ErrorCode;
 use crate::proto::websocket::{MessageKind, WebSocket};
 use crate::proto::{http1, http2};
 
@@ -176,29 +177,64 @@ impl Connection {
     }
 
     /// Switches to a protocol that the service speaks by itself: [`super::Event::Tunnel`] and
-    /// [`Connection::write_tunnel`] from now on. HTTP/2 has no such switch.
+    /// [`Connection::write_tunnel`] from now on. HTTP/2 switches one stream, on which an extended CONNECT
+    /// has asked for that protocol.
     pub fn tunnel(
         &mut self,
-        _slot: Slot,
+        slot: Slot,
+        environment: &Environment<'_>,
         out: &mut Vec<u8>,
         protocol: &str,
         headers: &[(&str, &[u8])],
     ) -> bool {
-        let Stage::Http1(machine) = &mut self.stage else { return false };
-        if machine.upgrade(out, protocol, headers).is_err() {
-            return false;
+        match &mut self.stage {
+            Stage::Http1(machine) => {
+                let done = machine.upgrade(out, protocol, headers).is_ok();
+                if done {
+                    self.stage = Stage::Tunnel;
+                }
+                done
+            }
+            Stage::Http2(stack) => stack.open_passage(slot, environment, out, headers),
+            _ => false,
         }
-        self.stage = Stage::Tunnel;
-        true
     }
 
     /// Bytes of a tunnel.
-    pub fn write_tunnel(&mut self, _slot: Slot, out: &mut Vec<u8>, bytes: &[u8]) -> bool {
-        let is_tunnel = matches!(self.stage, Stage::Tunnel);
-        if is_tunnel {
-            out.extend_from_slice(bytes);
+    pub fn write_tunnel(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        bytes: &[u8],
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Tunnel => out.extend_from_slice(bytes),
+            Stage::Http2(stack) if stack.is_passage(slot) => {
+                let now_ms = environment.now_ms;
+                return stack.machine.write_body(slot.index(), out, bytes, now_ms).is_ok();
+            }
+            _ => return false,
         }
-        is_tunnel
+        true
+    }
+
+    /// A tunnel ends in good order: behind what was written comes the end of the connection, or of the
+    /// stream.
+    pub fn finish_tunnel(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        match &mut self.stage {
+            Stage::Tunnel => self.end(),
+            Stage::Http2(stack) if stack.is_passage(slot) => {
+                stack.machine.end_tunnel(slot.index(), out, environment.now_ms);
+            }
+            _ => return false,
+        }
+        true
     }
 
     /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
@@ -206,7 +242,10 @@ impl Connection {
     pub fn abort(&mut self, slot: Slot, out: &mut Vec<u8>) {
         match &mut self.stage {
             Stage::Http2(stack) => {
-                stack.machine.reset_stream(slot.index(), http2::ErrorCode::Internal, out);
+                // RFC 8441 §5: what a reset is to a connection.
+                let is_passage = stack.is_passage(slot);
+                let code = if is_passage { ErrorCode::Cancel } else { ErrorCode::Internal };
+                stack.machine.reset_stream(slot.index(), code, out);
             }
             _ => self.end(),
         }

@@ -119,7 +119,10 @@ impl Http2Stack {
                     if self.tunnel(slot).is_none() {
                         let body = input.take(bytes);
                         self.machine.took(bytes, out, &lent);
-                        return Ok(Some((Slot::new(slot), Event::Body(body))));
+                        let is_passage = self.machine.is_open_tunnel(slot);
+                        let event =
+                            if is_passage { Event::Tunnel(body) } else { Event::Body(body) };
+                        return Ok(Some((Slot::new(slot), event)));
                     }
                     match self.feed(slot, bytes, input, environment, out) {
                         Some(event) => event,
@@ -131,6 +134,9 @@ impl Http2Stack {
                     self.remove_tunnel(slot);
                     let _ = self.machine.finish_response(slot, out);
                     (Slot::new(slot), Event::Ended)
+                }
+                Some(http2::Event::End { slot }) if self.machine.is_open_tunnel(slot) => {
+                    (Slot::new(slot), Event::TunnelEnd)
                 }
                 Some(http2::Event::End { slot }) => (Slot::new(slot), Event::BodyEnd),
                 Some(http2::Event::Reset { slot }) => {
@@ -239,6 +245,29 @@ impl Http2Stack {
         true
     }
 
+    /// Accepts an extended CONNECT whose bytes are passed on as they are.
+    pub(super) fn open_passage(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+        headers: &[(&str, &[u8])],
+    ) -> bool {
+        self.machine.accept_tunnel(slot.index(), out, headers, &environment.http2()).is_ok()
+    }
+
+    /// True for a stream of which [`Http2Stack::open_passage`] was called and that has not ended: a tunnel
+    /// in which no WebSocket of ours is.
+    pub(super) fn is_passage(&self, slot: Slot) -> bool {
+        self.machine.is_open_tunnel(slot.index())
+            && !matches!(self.tunnels.get(slot.index()), Some(Some(_)))
+    }
+
+    /// The streams of which that is true.
+    pub(super) fn passages(&self) -> impl Iterator<Item = Slot> {
+        self.machine.slots().map(Slot::new).filter(|slot| self.is_passage(*slot))
+    }
+
     pub(super) fn put_tunnel(&mut self, slot: Slot, tunnel: Tunnel) {
         if self.tunnels.len() <= slot.index() {
             self.tunnels.resize_with(slot.index() + 1, || None);
@@ -293,6 +322,11 @@ impl Http2Stack {
         is_held: bool,
     ) {
         self.machine.hold(slot.index(), is_held, out, &environment.http2());
+    }
+
+    /// Lets every stream that is not held send as much again as has been taken from it.
+    pub(super) fn open_windows(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        self.machine.open_windows(out, &environment.http2());
     }
 
     /// The service broke its exchange.

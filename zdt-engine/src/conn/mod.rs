@@ -86,6 +86,9 @@ pub enum Event<'b> {
     },
     /// Bytes of whatever is spoken after a switch of protocols.
     Tunnel(&'b [u8]),
+    /// The client will send nothing more into the tunnel on its stream, and may go on receiving. (In
+    /// HTTP/1.1 that is the end of the connection's receiving direction.)
+    TunnelEnd,
     /// Nothing more will come for the stream's session: a close handshake, a reset or an error.
     Ended,
     /// The connection ends by an error, and every stream with it.
@@ -175,6 +178,7 @@ impl Connection {
             Stage::WebSocket(_) => "websocket",
             Stage::Tunnel => "tunnel",
             Stage::Http2(stack) if stack.open_tunnels().next().is_some() => "http2-websocket",
+            Stage::Http2(stack) if stack.passages().next().is_some() => "http2-tunnel",
             Stage::Http2(_) => "http2",
         }
     }
@@ -304,6 +308,24 @@ impl Connection {
         }
     }
 
+    /// The streams whose bytes are passed on, whatever they mean.
+    pub fn tunnels(&self) -> Vec<Slot> {
+        match &self.stage {
+            Stage::Tunnel => vec![Slot::ONLY],
+            Stage::Http2(stack) => stack.passages().collect(),
+            Stage::Http1(_) | Stage::WebSocket(_) | Stage::Ending => Vec::new(),
+        }
+    }
+
+    /// True if that stream is one of [`Connection::tunnels`].
+    pub fn is_tunnel(&self, slot: Slot) -> bool {
+        match &self.stage {
+            Stage::Tunnel => true,
+            Stage::Http2(stack) => stack.is_passage(slot),
+            Stage::Http1(_) | Stage::WebSocket(_) | Stage::Ending => false,
+        }
+    }
+
     /// The streams of HTTP/2, in the order of their ids.
     pub fn slots(&self) -> impl Iterator<Item = Slot> {
         let stack = match &self.stage {
@@ -334,6 +356,14 @@ impl Connection {
     pub fn on_resume(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) {
         if let Stage::Http2(stack) = &mut self.stage {
             stack.announce(out, environment);
+        }
+    }
+
+    /// Streams that nobody holds may send as much again as has been taken from them: after a handoff no
+    /// data may come that would bring it about.
+    pub fn open_windows(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) {
+        if let Stage::Http2(stack) = &mut self.stage {
+            stack.open_windows(environment, out);
         }
     }
 

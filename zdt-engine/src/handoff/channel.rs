@@ -313,7 +313,7 @@ impl Channel {
             let mut offers = 0;
             for offer in self.outgoing.unsent() {
                 let wanted = 1 + offer.upstreams.len() + usize::from(offer.record.is_some());
-                if entries.len() + wanted > MAX_BATCH_FDS {
+                if offers > 0 && entries.len() + wanted > MAX_BATCH_FDS {
                     break;
                 }
                 entries.push(BatchEntry { sequence: offer.sequence, role: Role::Client });

@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::VersionRange;
 
-/// Most descriptors in one batch: small enough that green starts while blue still freezes.
+/// Descriptors in one batch, unless one connection alone has more: small enough that green starts while
+/// blue still freezes.
 pub const MAX_BATCH_FDS: usize = 64;
 
-/// Most upstream sockets of one connection: a batch is never split between a connection's descriptors.
-pub const MAX_UPSTREAMS: usize = MAX_BATCH_FDS - 2;
+/// Most descriptors of one connection beside its socket and its record: a batch is never split between
+/// a connection's descriptors, and the kernel takes no more with one message.
+pub const MAX_UPSTREAMS: usize = crate::fdpass::MAX_FDS - 2;
 
 /// Largest message: a batch, a hello or a pushed message.
 pub const MAX_MESSAGE_BYTES: usize = 96 << 10;

@@ -44,10 +44,12 @@ pub trait Actions {
     fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]);
     /// End of the body, with trailer fields.
     fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]);
-    /// 101, and the service speaks for itself.
+    /// 101 (or 200 in HTTP/2), and the service speaks for itself.
     fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]);
     /// Bytes of a tunnel.
     fn write_tunnel(&mut self, bytes: &[u8]);
+    /// See [`Context::finish_tunnel`].
+    fn finish_tunnel(&mut self);
     /// The rest will not come.
     fn abort(&mut self);
     /// See [`Context::hold_input`].
@@ -124,8 +126,9 @@ impl<'a> Context<'a> {
         self.actions.finish_response_with(trailers);
     }
 
-    /// Switches to a protocol of the service's own (101): its bytes come by
-    /// [`super::Session::on_tunnel`] and go by [`Context::write_tunnel`].
+    /// Switches to a protocol of the service's own, which the request must have asked for: its bytes come
+    /// by [`super::Session::on_tunnel`] and go by [`Context::write_tunnel`]. In HTTP/1.1 the answer is
+    /// 101; in HTTP/2, where an extended CONNECT asks for it (RFC 8441), it is 200.
     pub fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) {
         self.actions.tunnel(protocol, headers);
     }
@@ -133,6 +136,11 @@ impl<'a> Context<'a> {
     /// Sends bytes of the protocol that [`Context::tunnel`] has switched to.
     pub fn write_tunnel(&mut self, bytes: &[u8]) {
         self.actions.write_tunnel(bytes);
+    }
+
+    /// Ends the tunnel: what was written is sent, then the end of the connection, or of the stream.
+    pub fn finish_tunnel(&mut self) {
+        self.actions.finish_tunnel();
     }
 
     /// Gives the exchange up: what was sent is flushed, and the client sees that the rest is missing.

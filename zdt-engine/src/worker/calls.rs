@@ -268,6 +268,9 @@ impl Worker {
                 Event::Tunnel(bytes) => {
                     calls.session(target, |session, context| session.on_tunnel(bytes, context));
                 }
+                Event::TunnelEnd => {
+                    calls.session(target, |session, context| session.on_half_close(context));
+                }
                 Event::BodyEnd => {
                     calls.session(target, |session, context| session.on_body_end(context));
                 }

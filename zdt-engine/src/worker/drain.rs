@@ -34,11 +34,10 @@ impl Worker {
         let keys: Vec<usize> = self.entries.iter().map(|(key, _)| key).collect();
         for key in keys {
             let entry = &mut self.entries[key];
-            let websockets = entry.connection.websockets();
+            let mut websockets = entry.connection.websockets();
+            websockets.extend(entry.connection.tunnels());
             if entry.connection.is_idle_http() && entry.moving == Moving::No {
                 self.with_connection(key, |connection, _, _| connection.end());
-            } else if entry.connection.protocol() == "tunnel" {
-                to_close.push((key, Slot::ONLY));
             } else if !websockets.is_empty() {
                 // An HTTP/2 client is told of the end with the first of them: some give their
                 // WebSockets up as soon as they hear of it.
@@ -115,8 +114,10 @@ impl Worker {
 
     fn close_websocket(&mut self, key: usize, slot: Slot, code: u16) {
         let Some(entry) = self.entries.get(key).filter(|entry| entry.is_served()) else { return };
-        if entry.connection.protocol() == "tunnel" {
-            return self.close_tunnel(key);
+        if entry.connection.is_tunnel(slot) {
+            let stream = entry.connection.stream_id(slot);
+            self.with_connection(key, |connection, _, out| connection.close_after_response(out));
+            return self.close_tunnel(key, stream);
         }
         self.park(key, slot);
         self.with_connection(key, |connection, environment, out| {

@@ -110,13 +110,21 @@ impl Actions for Exchange<'_> {
     }
 
     fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) {
-        let done = self.connection.tunnel(self.slot, self.out, protocol, headers);
+        self.status = Some(101);
+        let done =
+            self.connection.tunnel(self.slot, &self.environment, self.out, protocol, headers);
         self.check(done, "a switch of protocols that nobody asked for");
     }
 
     fn write_tunnel(&mut self, bytes: &[u8]) {
-        let done = self.connection.write_tunnel(self.slot, self.out, bytes);
+        self.body_bytes += bytes.len() as u64;
+        let done = self.connection.write_tunnel(self.slot, &self.environment, self.out, bytes);
         self.check(done, "bytes for a tunnel where there is none");
+    }
+
+    fn finish_tunnel(&mut self) {
+        let done = self.connection.finish_tunnel(self.slot, &self.environment, self.out);
+        self.check(done, "the end of a tunnel where there is none");
     }
 
     fn abort(&mut self) {

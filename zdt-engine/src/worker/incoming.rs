@@ -193,6 +193,12 @@ impl Worker {
             });
         }
         self.with_every_session(key, |session, context| session.on_resume(context));
+        if self.entries.get(key).is_some_and(|entry| entry.connection.is_multiplexed()) {
+            // Whoever wants a stream held has said so by now.
+            self.with_connection(key, |connection, environment, out| {
+                connection.open_windows(environment, out);
+            });
+        }
         if has_pending && self.entries.contains(key) {
             self.process_pending(key, true);
         }

@@ -7,7 +7,7 @@
 
 use crate::config::Encoding;
 use crate::control::{FromWorker, HandoffReport};
-use crate::handoff::{Answer, OfferError, Phase};
+use crate::handoff::{Answer, MAX_UPSTREAMS, OfferError, Phase};
 use crate::registry::{Mark, Order};
 use crate::service::{Busy, StreamId};
 use crate::{state, sys};
@@ -451,6 +451,9 @@ impl Worker {
         else {
             return Err(Hindrance::NoRoom);
         };
+        if self.count_upstreams(key) > MAX_UPSTREAMS {
+            return Err(Hindrance::Session("too-many-upstreams"));
+        }
         let mut bytes = self.buffers.take();
         let saved = record::save(&self.entries[key], format, self.now_ms, &mut bytes);
         // Half of what is large about a TLS connection is ciphertext; and its secrets are not copied around.

@@ -1,7 +1,7 @@
 """WebSockets over HTTP/2 (RFC 8441) with the hyper-h2 library: as many as asked for, on one connection, each
 counting; a round is printed whenever all have answered. Ends when standard input does."""
 
-import json, os, select, socket, sys
+import json, os, select, socket, ssl, sys
 
 import h2.config, h2.connection, h2.events
 
@@ -12,8 +12,19 @@ def frame(opcode, payload):
     return bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
 
 
-def main(port, count):
+def secured(connection):
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    secure = context.wrap_socket(connection, server_hostname="localhost")
+    assert secure.selected_alpn_protocol() == "h2"
+    return secure
+
+
+def main(port, count, is_secure):
     connection = socket.create_connection(("127.0.0.1", port))
+    if is_secure:
+        connection = secured(connection)
     machine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
     machine.initiate_connection()
     received, answers = {}, {}
@@ -61,4 +72,4 @@ def main(port, count):
             return
 
 
-main(int(sys.argv[1]), int(sys.argv[2]))
+main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["tls"])

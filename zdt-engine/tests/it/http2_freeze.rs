@@ -13,7 +13,7 @@ use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, eventually};
 
 /// What a client can tell apart, stream by stream: fields without the date, bodies put together, ends.
-fn tell(frames: &[Frame]) -> BTreeMap<u32, String> {
+pub fn tell(frames: &[Frame]) -> BTreeMap<u32, String> {
     let mut streams: BTreeMap<u32, String> = BTreeMap::new();
     let mut decoder = Decoder::new();
     for Frame { kind, flags, stream, payload } in frames {
@@ -44,7 +44,7 @@ fn tell(frames: &[Frame]) -> BTreeMap<u32, String> {
 }
 
 /// Reads until these streams have ended and the last ping has come back.
-fn read_all(client: &mut Http2Client, streams: &[u32]) -> Vec<Frame> {
+pub fn read_all(client: &mut Http2Client, streams: &[u32]) -> Vec<Frame> {
     let mut frames: Vec<Frame> = Vec::new();
     let is_there = |frames: &[Frame]| {
         let ended = |stream: &u32| {
@@ -60,7 +60,7 @@ fn read_all(client: &mut Http2Client, streams: &[u32]) -> Vec<Frame> {
 }
 
 /// The fields of an extended CONNECT (RFC 8441).
-fn websocket_at(path: &str) -> Vec<u8> {
+pub fn websocket_at(path: &str) -> Vec<u8> {
     let more = [("sec-websocket-version", "13"), ("sec-websocket-protocol", "chat")];
     let mut bytes = block(&[(":protocol", "websocket")]);
     bytes.extend(block(&request("CONNECT", path, &more)));

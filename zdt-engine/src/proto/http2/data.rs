@@ -170,6 +170,13 @@ impl Http2 {
         }
     }
 
+    /// The same for all streams.
+    pub fn open_windows(&mut self, out: &mut Vec<u8>, environment: &Environment<'_>) {
+        for slot in 0..self.streams.slot_count() {
+            self.grant(slot, out, environment);
+        }
+    }
+
     /// The service has no room for more of a body, or has it again.
     pub fn hold(
         &mut self,

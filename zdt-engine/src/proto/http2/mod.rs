@@ -333,6 +333,13 @@ impl Http2 {
         })
     }
 
+    /// True for a tunnel of which we have not ended our direction.
+    pub fn is_open_tunnel(&self, slot: usize) -> bool {
+        self.streams
+            .get(slot)
+            .is_some_and(|stream| stream.is_tunnel && stream.outgoing == Outgoing::Open)
+    }
+
     /// True while the service owes the head of a response.
     pub fn is_response_due(&self, slot: usize) -> bool {
         self.streams.get(slot).is_some_and(|stream| stream.outgoing == Outgoing::Pending)

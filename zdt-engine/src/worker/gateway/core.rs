@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use slab::Slab;
 
 use super::exchange::{Exchange, Leaving, Link, LinkStage, NONE, Refusal, Stage, Todo, Tunnel};
@@ -16,6 +18,7 @@ use crate::config::{GatewayConfig, GatewayOptions};
 use crate::control::GatewayStatus;
 use crate::queue::{self, Priority, RequestQueue};
 use crate::service::{Context, Request};
+use crate::sys;
 
 /// Bytes on their way to an upstream beyond which the client is not listened to.
 pub const WINDOW_BYTES: usize = 64 << 10;
@@ -110,9 +113,12 @@ impl Core {
         let Some(route) = self.table.find(host, request.path) else {
             return refuse(404, "no route is for this host and path");
         };
-        if request.is_websocket && context.stream() != 0 {
-            return refuse(501, "WebSockets pass through the gateway over HTTP/1.1 only");
-        }
+        // HTTP/2 has no handshake of a WebSocket's own: the gateway does it in the client's place.
+        let is_stream_tunnel = request.is_websocket && context.stream() != 0;
+        let key = match is_stream_tunnel.then(sys::random_bytes::<16>).transpose() {
+            Ok(bytes) => bytes.map(|bytes| BASE64.encode(bytes)),
+            Err(error) => return refuse(503, &format!("no randomness for a WebSocket: {error}")),
+        };
         self.status.requests += 1;
         let mut out = self.buffer();
         let authority = match self.options.preserve_host {
@@ -125,6 +131,7 @@ impl Core {
             head::Options {
                 host: authority.map(|upstream| self.table.upstreams[upstream].authority.as_str()),
                 forwarded: self.options.forwarded,
+                websocket_key: key.as_deref(),
             },
         );
         let names = &self.options.hold.priority_headers;
@@ -152,11 +159,11 @@ impl Core {
             framing,
             body_done: framing == Framing::None,
             is_head: request.method == "HEAD",
-            is_repeatable: head::is_idempotent(request.method)
+            is_repeatable: head::is_idempotent(head::method(request))
                 || request.header("idempotency-key").is_some(),
             may_have_been_sent: false,
             wants_websocket: request.is_websocket,
-            input_held: false,
+            input_held: is_stream_tunnel,
             is_replay: false,
             attempts: 0,
             priority,
@@ -233,7 +240,15 @@ impl Core {
                 exchange.out.extend_from_slice(bytes);
                 exchange.out.extend_from_slice(b"\r\n");
             }
-            _ => exchange.out.extend_from_slice(bytes),
+            (_, Framing::Sized) => exchange.out.extend_from_slice(bytes),
+            // Without a body there is nothing that could be passed on.
+            (_, Framing::None) if !exchange.awaits_tunnel() => return,
+            (_, Framing::None) => {
+                if let Some(tunnel) = &mut exchange.tunnel {
+                    tunnel.early.extend_from_slice(bytes);
+                }
+                return;
+            }
         }
         self.after_input(index);
     }
@@ -241,6 +256,9 @@ impl Core {
     /// Its body is complete.
     pub fn on_body_end(&mut self, index: usize) {
         let exchange = &mut self.exchanges[index];
+        if exchange.awaits_tunnel() {
+            return self.on_half_close(index);
+        }
         if exchange.framing == Framing::Chunked && !exchange.body_done {
             exchange.out.extend_from_slice(b"0\r\n\r\n");
         }
@@ -272,6 +290,18 @@ impl Core {
         exchange.input_held = held;
         let serial = exchange.serial;
         self.todo.push_back(Todo::Input { exchange: index, serial, held });
+    }
+
+    /// The client is listened to again, if there is room for what it sends, and somebody to send it to.
+    pub fn release_input(&mut self, index: usize) {
+        let exchange = &self.exchanges[index];
+        if exchange.input_held
+            && exchange.out.len() <= WINDOW_BYTES / 2
+            && !matches!(exchange.stage, Stage::Held(_) | Stage::Reconnecting)
+            && !exchange.awaits_tunnel()
+        {
+            self.hold_input(index, false);
+        }
     }
 
     /// The client sends nothing more.

@@ -66,6 +66,8 @@ pub struct Link {
     pub closing: bool,
     /// Nothing more will come: FIN, or an error.
     pub ended: bool,
+    /// It was an error.
+    pub reset: bool,
     /// The exchange is being handed off: nothing is processed.
     pub frozen: bool,
     /// The receiving direction's end has been dealt with.
@@ -155,6 +157,16 @@ pub struct Exchange {
     pub tunnel: Option<Box<Tunnel>>,
 }
 
+impl Exchange {
+    /// A stream of HTTP/2 asks for a WebSocket and has not got it. What its client sends meanwhile must not
+    /// reach the upstream, which might take it for another request. (HTTP/1.1 does not even parse it.)
+    pub fn awaits_tunnel(&self) -> bool {
+        self.stream != 0
+            && self.tunnel.is_some()
+            && !matches!(self.stage, Stage::Tunnel | Stage::Reconnecting)
+    }
+}
+
 /// What a tunnel has beyond other exchanges.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tunnel {
@@ -166,6 +178,8 @@ pub struct Tunnel {
     pub down: Frames,
     /// It is to be closed with 1012, or to reconnect, at the next frame boundary.
     pub leaving: Leaving,
+    /// What a stream of HTTP/2 has brought before the upstream agreed: no more than its window.
+    pub early: Vec<u8>,
 }
 
 /// See [`Tunnel::leaving`].

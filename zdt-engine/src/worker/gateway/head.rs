@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use arrayvec::ArrayVec;
 
 use crate::proto::http1::client::Response;
+use crate::proto::websocket::handshake;
 use crate::service::Request;
 
 /// How the request's body is framed towards the upstream.
@@ -24,12 +25,14 @@ pub enum Framing {
 pub const MAX_FIELDS: usize = 256;
 
 /// How a request is passed on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
     /// In place of the client's Host.
     pub host: Option<&'a str>,
     /// Add Forwarded and X-Forwarded-*.
     pub forwarded: bool,
+    /// For a WebSocket whose client has sent no key (RFC 8441 §5).
+    pub websocket_key: Option<&'a str>,
 }
 
 /// Fields that concern one connection only (RFC 9110 §7.6.1), and those that the gateway writes itself.
@@ -63,10 +66,15 @@ fn is_listed(lists: &[u8], name: &str) -> bool {
         .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
 }
 
+/// The method in HTTP/1.1: HTTP/2 asks for WebSockets with CONNECT.
+pub fn method<'r>(request: &Request<'r>) -> &'r str {
+    if request.is_websocket { "GET" } else { request.method }
+}
+
 /// Writes the request's head for the upstream.
 pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<'_>) -> Framing {
     out.reserve(512);
-    out.extend_from_slice(request.method.as_bytes());
+    out.extend_from_slice(method(request).as_bytes());
     out.push(b' ');
     out.extend_from_slice(request.path.as_bytes());
     if let Some(query) = request.query {
@@ -93,8 +101,10 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
     request.headers.each(&mut |name, value| {
         if is_own(name) {
             if name.eq_ignore_ascii_case("content-length") {
-                sends_length = true;
-                field(out, name, value);
+                if !request.is_websocket {
+                    sends_length = true;
+                    field(out, name, value);
+                }
             } else if is_forwarding(name) {
                 if !options.forwarded {
                     field(out, name, value);
@@ -104,6 +114,7 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
                     append(&mut forwarded_for, value);
                 }
             }
+        } else if options.websocket_key.is_some() && is_handshake(name) {
         } else if lists.is_empty() || !is_listed(&lists, name) {
             field(out, name, value);
         }
@@ -116,7 +127,11 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
     if request.is_websocket {
         out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
     }
+    if let Some(key) = options.websocket_key {
+        field(out, KEY, key.as_bytes());
+    }
     let framing = match (request.has_body, sends_length) {
+        _ if request.is_websocket => Framing::None,
         (_, true) => Framing::Sized,
         (true, false) => {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -126,6 +141,32 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
     };
     out.extend_from_slice(b"\r\n");
     framing
+}
+
+/// The client's part of a WebSocket's handshake, by which it knows the answer.
+const KEY: &str = "Sec-WebSocket-Key";
+
+/// Fields of a handshake that HTTP/2 does without.
+fn is_handshake(name: &str) -> bool {
+    name.eq_ignore_ascii_case(KEY) || name.eq_ignore_ascii_case("sec-websocket-accept")
+}
+
+/// True if that is the answer to the WebSocket handshake in `opening`, a head of [`write_request`]'s.
+pub fn is_accepted(opening: &[u8], response: &Response<'_>) -> bool {
+    let key = opening.split(|&byte| byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(KEY.len())?;
+        let is_key = name.eq_ignore_ascii_case(KEY.as_bytes());
+        is_key.then(|| value.strip_prefix(b":")).flatten().map(<[u8]>::trim_ascii)
+    });
+    let upgrades = response.header("upgrade").is_some_and(|value| {
+        value
+            .split(|&byte| byte == b',')
+            .any(|one| one.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+    });
+    upgrades
+        && key.is_some_and(|key| {
+            response.header("sec-websocket-accept") == Some(&handshake::accept_key(key)[..])
+        })
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -269,13 +310,17 @@ mod tests {
             tls: Some(tls),
         };
         let mut out = Vec::new();
-        write_request(&mut out, &request, Options { host: None, forwarded: true });
+        write_request(
+            &mut out,
+            &request,
+            Options { host: None, forwarded: true, ..Options::default() },
+        );
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("X-Forwarded-Proto: https\r\n"), "{text}");
         assert!(text.contains("for=192.0.2.7;proto=https"), "{text}");
     }
 
-    const PLAIN: Options<'_> = Options { host: None, forwarded: false };
+    const PLAIN: Options<'_> = Options { host: None, forwarded: false, websocket_key: None };
 
     #[test]
     fn fields_of_one_connection_are_not_passed_on() {
@@ -318,7 +363,7 @@ mod tests {
 
     #[test]
     fn who_asked_is_passed_on() {
-        let options = Options { host: Some("inside:1"), forwarded: true };
+        let options = Options { host: Some("inside:1"), forwarded: true, ..Options::default() };
         let (head, _) = written(
             vec![
                 ("Host", b"example.org"),

@@ -90,10 +90,7 @@ impl Core {
                 self.replaying += 1;
                 self.status.replayed += 1;
                 self.dispatch(index, true);
-                let exchange = &self.exchanges[index];
-                if exchange.input_held && !matches!(exchange.stage, Stage::Held(_)) {
-                    self.hold_input(index, false);
-                }
+                self.release_input(index);
             }
         }
     }

@@ -287,8 +287,12 @@ impl Worker {
         let frozen = link.frozen;
         match (result, buffer) {
             (1.., Some(mut bytes)) => {
-                if frozen || link.paused || !link.pending.is_empty() {
+                if frozen || link.paused {
                     link.pending.extend_from_slice(&bytes);
+                } else if !link.pending.is_empty() {
+                    // The rest of a head, or of a line, perhaps.
+                    link.pending.extend_from_slice(&bytes);
+                    core.todo.push_back(Todo::Receive(index));
                 } else {
                     drop(core);
                     self.link_bytes(&shared, index, &mut bytes);
@@ -299,6 +303,7 @@ impl Worker {
             (result, _) if result == -libc::EINTR || result == -libc::EAGAIN => {}
             (result, _) => {
                 link.ended = true;
+                link.reset = result < 0;
                 if !frozen && !link.paused && link.pending.is_empty() {
                     drop(core);
                     self.link_end(&shared, index, (result < 0).then_some(-result));
@@ -355,13 +360,17 @@ impl Worker {
         }
         let Some(exchange) = link.exchange else { return core.close(index) };
         let answer_bytes_came = !link.pending.is_empty();
+        let is_reset = link.reset;
         let ended = link.machine.on_receive_end();
         let known = &mut core.exchanges[exchange];
         let serial = known.serial;
         if known.stage == Stage::Tunnel {
             drop(core);
-            // The client gets what is there, and then the end.
-            return self.with_exchange(shared, exchange, serial, |context| context.abort());
+            // The client gets what is there, and then the end, of the same kind where it can tell.
+            return self.with_exchange(shared, exchange, serial, |context| match is_reset {
+                true => context.abort(),
+                false => context.finish_tunnel(),
+            });
         }
         match ended {
             Ok(true) => {

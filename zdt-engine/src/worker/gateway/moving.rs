@@ -5,9 +5,9 @@
 
 use std::os::fd::OwnedFd;
 
-use super::core::Core;
+use super::core::{Core, WINDOW_BYTES};
 use super::exchange::{Leaving, LinkStage, NONE, Stage, Todo};
-use crate::service::ConnectionId;
+use crate::service::{ConnectionId, StreamId};
 use crate::uring::Operation;
 use crate::worker::Worker;
 use crate::worker::tokens::Token;
@@ -38,7 +38,7 @@ impl Core {
             return;
         }
         let Some(link) = exchange.link else { return };
-        if self.links[link].stage == LinkStage::Ready {
+        if self.links[link].stage == LinkStage::Ready && exchange.stage != Stage::Failed {
             self.links[link].frozen = true;
             return;
         }
@@ -57,6 +57,7 @@ impl Core {
             return;
         }
         exchange.active_ms = self.now_ms;
+        exchange.input_held |= exchange.awaits_tunnel() || exchange.out.len() > WINDOW_BYTES;
         if let Some((status, reason)) = exchange.failure.take() {
             return self.fail(index, status, &reason);
         }
@@ -79,16 +80,15 @@ impl Core {
         }
     }
 
-    /// The tunnels of a client's connection are closed with 1012 at the next frame boundary.
-    fn close_tunnels(&mut self, key: usize) {
-        let exchanges: Vec<usize> = self.of_client(key).collect();
-        for index in exchanges {
-            let exchange = &mut self.exchanges[index];
-            if let Some(tunnel) = &mut exchange.tunnel {
-                tunnel.leaving = Leaving::Close;
-                let serial = exchange.serial;
-                self.todo.push_back(Todo::Leave { exchange: index, serial });
-            }
+    /// The tunnel on a client's stream is closed with 1012 at the next frame boundary.
+    fn close_tunnel(&mut self, key: usize, stream: StreamId) {
+        let found = self.of_client(key).find(|&index| self.exchanges[index].stream == stream);
+        let Some(index) = found else { return };
+        let exchange = &mut self.exchanges[index];
+        if let Some(tunnel) = &mut exchange.tunnel {
+            tunnel.leaving = Leaving::Close;
+            let serial = exchange.serial;
+            self.todo.push_back(Todo::Leave { exchange: index, serial });
         }
     }
 
@@ -139,6 +139,13 @@ impl Worker {
         drop(core);
         // Links that were not connected yet are closed.
         self.run_gateway();
+    }
+
+    /// How many sockets travel with a client's.
+    pub(in crate::worker) fn count_upstreams(&self, key: usize) -> usize {
+        let Some(core) = &self.gateway else { return 0 };
+        let core = core.borrow();
+        core.of_client(key).filter(|&index| core.exchanges[index].link.is_some()).count()
     }
 
     /// True while no operation names a socket of a client's upstreams.
@@ -197,9 +204,9 @@ impl Worker {
     }
 
     /// Closes a WebSocket that passes through, where its frames allow that.
-    pub(in crate::worker) fn close_tunnel(&mut self, key: usize) {
+    pub(in crate::worker) fn close_tunnel(&mut self, key: usize, stream: StreamId) {
         if let Some(core) = &self.gateway {
-            core.borrow_mut().close_tunnels(key);
+            core.borrow_mut().close_tunnel(key, stream);
             self.run_gateway();
         }
     }

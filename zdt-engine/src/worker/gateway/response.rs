@@ -119,6 +119,12 @@ impl Core {
         }
         self.recycle(sent);
         let exchange = &mut self.exchanges[index];
+        let opening = exchange.tunnel.as_deref().map_or(&[][..], |tunnel| &tunnel.head);
+        // Where the handshake is the client's own, the client checks it.
+        let is_ours = is_reconnecting || exchange.stream != 0;
+        if response.status == 101 && is_ours && !head::is_accepted(opening, response) {
+            return Err("switched protocols, but its answer does not fit the handshake".to_owned());
+        }
         if is_reconnecting {
             if response.status != 101 {
                 return Err(format!(
@@ -131,16 +137,37 @@ impl Core {
             self.hold_input(index, false);
             return Ok(());
         }
-        let fields = head::response_fields(response).ok_or("has sent too many fields")?;
+        let mut fields = head::response_fields(response).ok_or("has sent too many fields")?;
         if response.status == 101 {
             exchange.stage = Stage::Tunnel;
             exchange.is_answered = true;
+            if let Some(tunnel) = &mut exchange.tunnel {
+                let early = std::mem::take(&mut tunnel.early);
+                tunnel.up.feed(&early);
+                exchange.out.extend_from_slice(&early);
+            }
             self.status.tunnels += 1;
-            context.tunnel("websocket", &fields);
+            if exchange.stream == 0 {
+                context.tunnel("websocket", &fields);
+            } else {
+                // RFC 8441 §5.
+                let is_left_out = |name: &str| name.eq_ignore_ascii_case("sec-websocket-accept");
+                fields.retain(|(name, _)| !is_left_out(name));
+                context.tunnel("websocket", &fields);
+            }
+            self.send_later(index);
+            self.release_input(index);
             return Ok(());
         }
         if !(200..600).contains(&response.status) {
             return Err(format!("answered with the status {}", response.status));
+        }
+        if exchange.awaits_tunnel() && response.status < 300 {
+            // In HTTP/2 it would mean that there is a tunnel now.
+            return Err(format!(
+                "answered {} to a request for a WebSocket, instead of switching protocols",
+                response.status
+            ));
         }
         exchange.stage = Stage::Responding;
         exchange.is_answered = true;
@@ -180,7 +207,7 @@ impl Core {
                 // RFC 6455 §5.5.1, status 1012: service restart.
                 context.write_tunnel(&[0x88, 2, 0x03, 0xf4]);
                 exchange.stage = Stage::Failed;
-                context.abort();
+                context.finish_tunnel();
             }
             Leaving::Reconnect
                 if tunnel.down.between_messages()
@@ -191,7 +218,11 @@ impl Core {
                 let end = tunnel.head.len() - 2;
                 let mut out = tunnel.head[..end].to_vec();
                 out.extend_from_slice(b"X-Zdt-Resume: ");
-                out.extend_from_slice(format!("{:016x}\r\n\r\n", exchange.connection).as_bytes());
+                out.extend_from_slice(format!("{:016x}", exchange.connection).as_bytes());
+                if exchange.stream != 0 {
+                    out.extend_from_slice(format!("-{}", exchange.stream).as_bytes());
+                }
+                out.extend_from_slice(b"\r\n\r\n");
                 exchange.out = out;
                 (tunnel.up, tunnel.down) = Default::default();
                 exchange.stage = Stage::Reconnecting;

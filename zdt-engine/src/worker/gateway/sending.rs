@@ -2,7 +2,7 @@
 //!
 //! Must not know: sockets' operations.
 
-use super::core::{Core, MAX_KEPT_BYTES, WINDOW_BYTES};
+use super::core::{Core, MAX_KEPT_BYTES};
 use super::exchange::{Link, LinkStage, Stage, Todo};
 use crate::config::UpstreamAddress;
 use crate::proto::http1::client::Http1Client;
@@ -60,6 +60,7 @@ impl Core {
             paused: false,
             closing: false,
             ended: false,
+            reset: false,
             frozen: false,
             end_seen: false,
             failure: None,
@@ -135,13 +136,7 @@ impl Core {
         if !known.out.is_empty() || known.half_closed {
             self.send_later(exchange);
         }
-        let known = &self.exchanges[exchange];
-        if known.input_held
-            && known.out.len() <= WINDOW_BYTES / 2
-            && !matches!(known.stage, Stage::Held(_) | Stage::Reconnecting)
-        {
-            self.hold_input(exchange, false);
-        }
+        self.release_input(exchange);
     }
 
     /// A link cannot be used any more. Its request goes elsewhere, or its client is told.

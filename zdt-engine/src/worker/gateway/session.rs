@@ -14,8 +14,9 @@ use crate::service::{
 /// Kind of the sessions.
 pub const KIND: &str = "zdt.proxy";
 
-/// Version of what they save.
-pub const VERSION: u16 = 1;
+/// Versions of what they save. The second one has more to say than builds before it know, and is written
+/// only where there is more to say.
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
 
 /// The service over that core.
 pub fn service(core: Shared) -> Box<dyn Service> {
@@ -29,7 +30,9 @@ impl Service for Proxy {
         let begun = self.0.borrow_mut().begin(request, context);
         match begun {
             Ok(exchange) => {
-                if matches!(self.0.borrow().exchanges[exchange].stage, Stage::Held(_)) {
+                let known = &mut self.0.borrow_mut().exchanges[exchange];
+                known.input_held |= matches!(known.stage, Stage::Held(_));
+                if known.input_held {
                     context.hold_input(true);
                 }
                 Outcome::Session(Box::new(ProxySession { core: Rc::clone(&self.0), exchange }))
@@ -42,7 +45,7 @@ impl Service for Proxy {
     }
 
     fn restore(&mut self, saved: &SavedSession<'_>) -> Result<Box<dyn Session>, RestoreError> {
-        if (saved.kind, saved.version) != (KIND, VERSION) {
+        if saved.kind != KIND || !VERSIONS.contains(&saved.version) {
             return Err(RestoreError::UnknownKind);
         }
         let exchange = self.0.borrow_mut().restore(saved.bytes)?;
@@ -110,7 +113,7 @@ impl Session for ProxySession {
     }
 
     fn version(&self) -> u16 {
-        VERSION
+        self.core().version(self.exchange)
     }
 
     fn save(&self, bytes: &mut Vec<u8>) -> Result<(), Busy> {

@@ -22,6 +22,8 @@ const SENT: u8 = 1;
 const RESPONDING: u8 = 2;
 const TUNNEL: u8 = 3;
 const RECONNECTING: u8 = 4;
+/// Since version 2: its client is still to be told.
+const FAILED: u8 = 5;
 
 const KEPT: u16 = 1;
 const BODY_DONE: u16 = 1 << 1;
@@ -32,7 +34,10 @@ const WEBSOCKET: u16 = 1 << 5;
 const HALF_CLOSED: u16 = 1 << 6;
 const ENDED: u16 = 1 << 7;
 const SEND_IS_SHUT: u16 = 1 << 8;
-const ALL_FLAGS: u16 = (1 << 9) - 1;
+/// Since version 2, like those behind it.
+const RESET: u16 = 1 << 9;
+const ANSWERED: u16 = 1 << 10;
+const ALL_FLAGS: u16 = (1 << 11) - 1;
 
 /// Fixed part; then route, upstream's URL, out, sent, pending, tunnel head, trailers (JSON).
 #[repr(C)]
@@ -54,12 +59,22 @@ struct ExchangeHead {
     down: [u8; SAVED_BYTES],
     /// 1 if a socket travels along.
     has_link: u32,
-    reserved: [u32; 4],
+    /// Of the tunnel's head so many bytes at its end are what the client sent too early; since version 2.
+    early_bytes: u32,
+    reserved: [u32; 3],
 }
 
 const _: () = assert!(size_of::<ExchangeHead>() == 24 + 32 + 28 + 8 + 48 + 4 + 16);
 
 impl Core {
+    /// Version of what [`Core::save`] writes.
+    pub fn version(&self, index: usize) -> u16 {
+        let exchange = &self.exchanges[index];
+        let has_early = exchange.tunnel.as_ref().is_some_and(|tunnel| !tunnel.early.is_empty());
+        let is_reset = exchange.link.is_some_and(|link| self.links[link].reset);
+        if has_early || is_reset || exchange.stage == Stage::Failed { 2 } else { 1 }
+    }
+
     /// Writes an exchange down. It must be frozen.
     pub fn save(&mut self, index: usize, bytes: &mut Vec<u8>) -> Result<(), Busy> {
         let exchange = &self.exchanges[index];
@@ -77,7 +92,7 @@ impl Core {
             Stage::Responding => (RESPONDING, 0),
             Stage::Tunnel => (TUNNEL, 0),
             Stage::Reconnecting => (RECONNECTING, 0),
-            Stage::Failed => return Err(Busy("upstream-answered")),
+            Stage::Failed => (FAILED, 0),
         };
         let exchange = &self.exchanges[index];
         // One that is not connected yet is made anew elsewhere. (A handoff saves only what is quiet.)
@@ -88,15 +103,23 @@ impl Core {
             let upstream = &self.table.upstreams[upstream];
             serde_json::to_vec(&(&upstream.url, &upstream.address)).unwrap_or_default()
         });
-        let trailers = serde_json::to_vec(&exchange.trailers).unwrap_or_default();
+        let trailers = match &exchange.failure {
+            Some((status, reason)) if stage == FAILED => {
+                serde_json::to_vec(&[(reason, status.to_le_bytes())])
+            }
+            None if stage == FAILED => return Err(Busy("upstream-answered")),
+            _ => serde_json::to_vec(&exchange.trailers),
+        };
+        let trailers = trailers.unwrap_or_default();
         let tunnel = exchange.tunnel.as_deref().cloned().unwrap_or_default();
+        let opening = [&tunnel.head[..], &tunnel.early].concat();
         let parts: [&[u8]; 7] = [
             self.table.routes[exchange.route].name.as_bytes(),
             url.as_deref().unwrap_or_default(),
             if held.is_empty() { &exchange.out } else { &held },
             &exchange.sent,
             link.map_or(&[], |link| &link.pending),
-            &tunnel.head,
+            &opening,
             &trailers,
         ];
         if parts.iter().map(|part| part.len()).sum::<usize>() > MAX_PART_BYTES {
@@ -116,7 +139,9 @@ impl Core {
                 | flag(exchange.wants_websocket, WEBSOCKET)
                 | flag(exchange.half_closed, HALF_CLOSED)
                 | flag(link.is_some_and(|link| link.ended), ENDED)
-                | flag(link.is_some_and(|link| link.send_is_shut), SEND_IS_SHUT),
+                | flag(link.is_some_and(|link| link.send_is_shut), SEND_IS_SHUT)
+                | flag(link.is_some_and(|link| link.reset), RESET)
+                | flag(stage == FAILED && exchange.is_answered, ANSWERED),
             stage,
             framing: match exchange.framing {
                 Framing::None => 0,
@@ -134,7 +159,8 @@ impl Core {
             up: tunnel.up.save(),
             down: tunnel.down.save(),
             has_link: u32::from(link.is_some()),
-            reserved: [0; 4],
+            early_bytes: tunnel.early.len() as u32,
+            reserved: [0; 3],
         };
         bytes.extend_from_slice(bytemuck::bytes_of(&head));
         for part in parts {
@@ -174,6 +200,7 @@ impl Core {
             (RESPONDING, true) => Stage::Responding,
             (TUNNEL, true) => Stage::Tunnel,
             (RECONNECTING, _) => Stage::Reconnecting,
+            (FAILED, false) => Stage::Failed,
             _ => return None,
         };
         let leaving = match head.leaving {
@@ -182,6 +209,8 @@ impl Core {
             2 => Leaving::Reconnect,
             _ => return None,
         };
+        let opening_bytes = tunnel_head.len().checked_sub(head.early_bytes as usize)?;
+        let (tunnel_head, early) = tunnel_head.split_at(opening_bytes);
         let is_tunnel = matches!(stage, Stage::Tunnel | Stage::Reconnecting);
         if (is_tunnel && tunnel_head.len() < 2) || head.client.padding != [0; 7] {
             return None;
@@ -192,6 +221,7 @@ impl Core {
                 up: Frames::restore(&head.up)?,
                 down: Frames::restore(&head.down)?,
                 leaving,
+                early: early.to_vec(),
             }))
         });
         let tunnel = match tunnel {
@@ -209,6 +239,14 @@ impl Core {
             Some(self.table.by_url(&url, address))
         } else {
             None
+        };
+        let mut trailers: Vec<(String, Vec<u8>)> = serde_json::from_slice(trailers).ok()?;
+        let failure = match stage {
+            Stage::Failed => {
+                let (reason, status) = trailers.pop()?;
+                Some((u16::from_le_bytes(status.try_into().ok()?), reason))
+            }
+            _ => None,
         };
         let exchange = Exchange {
             serial: 0,
@@ -240,11 +278,12 @@ impl Core {
             active_ms: self.now_ms,
             held_ms: head.held_ms,
             is_adopted: true,
-            trailers: serde_json::from_slice(trailers).ok()?,
+            trailers,
             half_closed: has(HALF_CLOSED),
             frozen: true,
-            is_answered: matches!(stage, Stage::Responding | Stage::Tunnel | Stage::Reconnecting),
-            failure: None,
+            is_answered: has(ANSWERED)
+                || matches!(stage, Stage::Responding | Stage::Tunnel | Stage::Reconnecting),
+            failure,
             next_of_client: NONE,
             tunnel,
         };
@@ -264,6 +303,7 @@ impl Core {
                 paused: false,
                 closing: false,
                 ended: has(ENDED),
+                reset: has(RESET),
                 frozen: true,
                 end_seen: false,
                 failure: None,

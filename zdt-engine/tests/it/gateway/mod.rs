@@ -6,6 +6,9 @@ mod moving;
 mod proxy;
 mod smuggling;
 mod swap;
+mod switching;
+mod tunnel_clients;
+mod tunnels;
 mod upstream;
 
 use std::io::{Read, Write};

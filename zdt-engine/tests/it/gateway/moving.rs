@@ -67,7 +67,11 @@ fn downloads_uploads_and_waiting_requests_go_on_across_reloads() {
 
 /// Echoes WebSocket messages, with a count for each connection.
 pub fn websocket_upstream() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    websocket_upstream_at("127.0.0.1:0".parse().expect("address"))
+}
+
+pub fn websocket_upstream_at(address: std::net::SocketAddr) -> String {
+    let listener = TcpListener::bind(address).expect("bind");
     let url = format!("http://{}", listener.local_addr().expect("address"));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

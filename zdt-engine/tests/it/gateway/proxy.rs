@@ -105,6 +105,10 @@ fn misbehaving_upstreams_get_their_clients_a_clear_answer() {
     assert_eq!(read_answer(&mut stream).text(), "ok");
     write!(stream, "GET /next HTTP/1.1\r\nHost: test\r\n\r\n").expect("write");
     assert_eq!(read_answer(&mut stream).text(), "app /next\n");
+    // One that comes byte by byte.
+    let dripped = get(address, "/drip");
+    let whole = "3\r\nabc\r\n2\r\nde\r\n0\r\nX-Sum: 1\r\n\r\n";
+    assert_eq!((dripped.status, dripped.text().as_str()), (200, whole), "{dripped:?}");
     // An answer before the body has been sent.
     let mut early = begin(address, "POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 0");
     assert_eq!(read_answer(&mut early).status, 413);

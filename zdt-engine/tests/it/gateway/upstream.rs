@@ -240,6 +240,12 @@ fn answer(
             raw("HTTP/1.0 200 OK\r\n\r\nuntil the end")?;
             return None;
         }
+        "/drip" => {
+            let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nX-Sum: 1\r\n\r\n";
+            for byte in text.chars() {
+                raw(&byte.to_string())?;
+            }
+        }
         "/hop" => raw(
             "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Private\r\nKeep-Alive: timeout=5\r\nX-Private: 1\r\nX-Public: 2\r\nContent-Length: 2\r\n\r\nok",
         )?,

@@ -252,3 +252,20 @@ impl<S: Read + Write> Http2Client<S> {
         self.read_until(|frame| frame.kind == PING && frame.has(ACK)).expect("a pong");
     }
 }
+
+impl Http2Client<TcpStream> {
+    /// The next frame, if it has come already or if it is to be waited for.
+    #[track_caller]
+    pub fn read_now(&mut self, wait: bool) -> Option<Frame> {
+        if !wait && self.buffer.len() < 9 {
+            let mut byte = [0];
+            self.stream.set_nonblocking(true).expect("nonblocking");
+            let there = self.stream.peek(&mut byte);
+            self.stream.set_nonblocking(false).expect("blocking");
+            if matches!(&there, Err(error) if error.kind() == ErrorKind::WouldBlock) {
+                return None;
+            }
+        }
+        Some(self.read().expect("the connection lives"))
+    }
+}
