@@ -14,6 +14,7 @@ mod handoff_sealed;
 mod hostile_admin;
 mod hostile_back_pressure;
 mod hostile_descriptors;
+mod hostile_gateway;
 mod hostile_half_closed;
 mod hostile_port;
 mod http1_differential;

@@ -37,7 +37,8 @@ impl Core {
         let Some(index) = self.links[link].exchange else { return Passed::More };
         self.exchanges[index].active_ms = self.now_ms;
         loop {
-            if context.room() == 0 {
+            // The end of a response is an event without bytes: nothing would bring it up again.
+            if !input.is_empty() && context.room() == 0 {
                 self.links[link].paused = true;
                 context.want_room();
                 return Passed::Full;
