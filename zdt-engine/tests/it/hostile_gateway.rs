@@ -5,7 +5,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
-use crate::lab::{PATIENCE, client};
+use serde_json::Value;
+
+use crate::gateway::upstream::Upstream;
+use crate::lab::http2::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, Http2Client, PING, block, request,
+};
+use crate::lab::{PATIENCE, client, eventually};
 use crate::supervisor::engine::{Engine, Options};
 
 /// With a chunk, a second one, an extension, and a trailer: a cut may be anywhere in it.
@@ -117,6 +123,42 @@ fn answers_that_come_in_pieces_around_a_reload_are_passed_on() {
         engine.reload_well();
         go_on.send(()).expect("the upstream waits");
         check(&client.join().expect("an answer"), place);
+    }
+}
+
+/// A stream's window lets a body in although its request is held: it must follow the request.
+#[test]
+fn bodies_that_come_while_their_request_is_held_follow_it() {
+    let upstream = Upstream::start("app");
+    let engine = gateway(upstream.address());
+    let zdt = |args: &[&str]| assert!(engine.zdt(args).status.success(), "{args:?}");
+    let held = || {
+        let output = engine.zdt(&["queue", "stats", "--json"]);
+        let stats: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        stats["held_requests"].clone()
+    };
+    let body: Vec<u8> = (0..20_000).map(|at| (at % 253) as u8).collect();
+    let sum = body.iter().fold(0u64, |sum, &byte| sum.wrapping_mul(31) + u64::from(byte));
+    let mut client = Http2Client::greet(engine.address());
+    for (turn, reloads) in [false, true].into_iter().enumerate() {
+        let stream = 1 + 2 * turn as u32;
+        zdt(&["hold"]);
+        client.send(HEADERS, END_HEADERS, stream, &block(&request("POST", "/sum", &[])));
+        client.send(DATA, 0, stream, &body[..1]);
+        eventually("it is held", || held() == 1);
+        client.send(DATA, 0, stream, &body[1..10_000]);
+        client.send(PING, 0, 0, b"all read");
+        client.read_until(|frame| frame.kind == PING).expect("a PING");
+        if reloads {
+            engine.reload_well();
+        }
+        client.send(DATA, END_STREAM, stream, &body[10_000..]);
+        client.send(PING, 0, 0, b"all read");
+        client.read_until(|frame| frame.kind == PING).expect("a PING");
+        zdt(&["resume"]);
+        let (status, answer) = client.response(stream);
+        let answer = String::from_utf8(answer).expect("text");
+        assert_eq!((status, answer), (200, format!("20000 {sum}\n")), "reloads: {reloads}");
     }
 }
 

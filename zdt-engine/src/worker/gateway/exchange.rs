@@ -165,6 +165,13 @@ impl Exchange {
             && self.tunnel.is_some()
             && !matches!(self.stage, Stage::Tunnel | Stage::Reconnecting)
     }
+
+    /// What was in the queue comes before what the client has sent meanwhile: HTTP/2's may send as much
+    /// as its stream's window lets in.
+    pub fn put_before(&mut self, mut held: Vec<u8>) {
+        held.append(&mut self.out);
+        self.out = held;
+    }
 }
 
 /// What a tunnel has beyond other exchanges.

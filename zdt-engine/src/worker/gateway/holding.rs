@@ -83,7 +83,7 @@ impl Core {
                 let Some(held) = self.queue.take(self.now_ms, scope, &mut bytes) else { break };
                 let index = held.tag as usize;
                 let exchange = &mut self.exchanges[index];
-                exchange.out = bytes;
+                exchange.put_before(bytes);
                 exchange.held_ms = held.age_ms;
                 exchange.is_replay = true;
                 exchange.stage = Stage::Opening;

@@ -32,7 +32,7 @@ impl Core {
             if let Some(held) = self.queue.extract(self.now_ms, id, &mut bytes) {
                 exchange.held_ms = held.age_ms;
                 exchange.is_adopted = true;
-                exchange.out = bytes;
+                exchange.put_before(bytes);
             }
             exchange.stage = Stage::Opening;
             return;

@@ -85,6 +85,7 @@ impl Core {
                     return Err(Busy("upstream-answered"));
                 };
                 self.queue.read(id, &mut held);
+                held.extend_from_slice(&exchange.out);
                 (WAITING, known.age_ms)
             }
             Stage::Opening => (WAITING, exchange.held_ms),

@@ -9,7 +9,7 @@ mod swap;
 mod switching;
 mod tunnel_clients;
 mod tunnels;
-mod upstream;
+pub mod upstream;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

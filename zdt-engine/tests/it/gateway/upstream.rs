@@ -63,6 +63,11 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Requests that have arrived whole.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
