@@ -71,6 +71,15 @@ struct LogHead {
 
 const _: () = assert!(size_of::<LogHead>() == 32);
 
+/// What is being logged on the streams of HTTP/2: for each its number, a head and the texts of [`TAG_LOG`].
+pub const TAG_STREAM_LOGS: u16 = 44;
+
+impl LogHead {
+    fn text_bytes(&self) -> usize {
+        self.lengths.iter().map(|length| usize::from(*length)).sum()
+    }
+}
+
 impl LogEntry {
     /// A request that has just come.
     pub fn new(head: &Head<'_>) -> Box<Self> {
@@ -120,17 +129,27 @@ impl LogEntry {
         })
     }
 
-    /// Writes it down; a build that does not log skips it.
-    pub fn save(&self, now_ms: u64, writer: &mut Writer<'_>) {
-        let head = LogHead {
+    fn head(&self, now_ms: u64) -> LogHead {
+        LogHead {
             elapsed_ns: (now_ms * 1_000_000).saturating_sub(self.began_ns),
             bytes: self.bytes,
             status: self.status,
             lengths: self.lengths,
             protocol: self.protocol,
             reserved: [0; 2],
-        };
-        writer.section(TAG_LOG, 1, true, &head, &[&self.text]);
+        }
+    }
+
+    /// Writes it down; a build that does not log skips it.
+    pub fn save(&self, now_ms: u64, writer: &mut Writer<'_>) {
+        writer.section(TAG_LOG, 1, true, &self.head(now_ms), &[&self.text]);
+    }
+
+    /// Adds it to the tail of [`TAG_STREAM_LOGS`].
+    pub fn append(&self, stream: u64, now_ms: u64, tail: &mut Vec<u8>) {
+        tail.extend_from_slice(bytemuck::bytes_of(&stream));
+        tail.extend_from_slice(bytemuck::bytes_of(&self.head(now_ms)));
+        tail.extend_from_slice(&self.text);
     }
 
     /// Reads it again, if the record has one.
@@ -140,17 +159,33 @@ impl LogEntry {
         transit_ms: u64,
     ) -> Result<Option<Box<Self>>, RestoreError> {
         let Some(section) = record.section(TAG_LOG) else { return Ok(None) };
-        let LogHead { elapsed_ns, bytes, status, lengths, protocol, .. } = section.head();
-        let text = section.tail().to_vec();
-        if lengths.iter().map(|length| usize::from(*length)).sum::<usize>() != text.len()
+        let entry = Self::from_parts(&section.head(), section.tail(), now_ms, transit_ms);
+        entry.map(Some).ok_or(RestoreError::OutOfRange("the entry of the access log"))
+    }
+
+    /// Takes the first entry from what is left of the tail of [`TAG_STREAM_LOGS`], with its stream's number.
+    pub fn take(tail: &mut &[u8], now_ms: u64, transit_ms: u64) -> Option<(u64, Box<Self>)> {
+        let (stream, rest) = tail.split_first_chunk::<8>()?;
+        let (head, rest) = rest.split_at_checked(size_of::<LogHead>())?;
+        let head: LogHead = bytemuck::pod_read_unaligned(head);
+        let (text, rest) = rest.split_at_checked(head.text_bytes())?;
+        *tail = rest;
+        let entry = Self::from_parts(&head, text, now_ms, transit_ms)?;
+        Some((u64::from_le_bytes(*stream), entry))
+    }
+
+    fn from_parts(head: &LogHead, text: &[u8], now_ms: u64, transit_ms: u64) -> Option<Box<Self>> {
+        let LogHead { elapsed_ns, bytes, status, lengths, protocol, .. } = *head;
+        if head.text_bytes() != text.len()
             || usize::from(protocol) >= PROTOCOLS.len()
             || text.len() > MAX_METHOD_BYTES + MAX_TARGET_BYTES + 2 * MAX_FIELD_BYTES
         {
-            return Err(RestoreError::OutOfRange("the entry of the access log"));
+            return None;
         }
         let now_ns = now_ms.saturating_sub(transit_ms) * 1_000_000;
         let began_ns = now_ns.saturating_sub(elapsed_ns);
-        Ok(Some(Box::new(Self { began_ns, bytes, status, protocol, lengths, text })))
+        let text = text.to_vec();
+        Some(Box::new(Self { began_ns, bytes, status, protocol, lengths, text }))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::state::json::{JsonCodec, Parts, head_from_json, head_to_json};
 use crate::state::{self, FreezeInstant, Integrity, Record, Section, StateError, Writer};
 use crate::sys;
 
-use super::access_log::{LogEntry, TAG_LOG};
+use super::access_log::{LogEntry, TAG_LOG, TAG_STREAM_LOGS};
 use super::entry::Entry;
 use super::parking::Ticket;
 use super::places::Place;
@@ -37,6 +37,8 @@ const TAG_TICKET: u16 = 19;
 
 /// The session of one stream of HTTP/2: kind, then what it saved.
 const TAG_STREAM_SESSION: u16 = 20;
+/// The tickets of HTTP/2's sessions (tail only); optional.
+const TAG_STREAM_TICKETS: u16 = 43;
 
 const KNOWN_SECTIONS: [u16; 16] = {
     let [a, b, c, d, e, f, g, h] = conn::KNOWN_SECTIONS;
@@ -111,6 +113,16 @@ struct TicketHead {
     id: [u8; 16],
     expires_unix_s: u64,
 }
+
+/// One of the tail of [`TAG_STREAM_TICKETS`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct StreamTicket {
+    stream: u64,
+    ticket: TicketHead,
+}
+
+const _: () = assert!(size_of::<StreamTicket>() == 32);
 
 /// [`TAG_SESSION`] in JSON; what the session saved is its own business.
 #[derive(Serialize, Deserialize)]
@@ -241,12 +253,21 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
     }
     if entry.connection.is_multiplexed() {
         // By their streams' ids: slots are given anew where the connection is restored.
+        let (mut tickets, mut logs) = (Vec::new(), Vec::new());
         for slot in entry.connection.slots() {
             let Some(place) = entry.places.get(slot) else { continue };
+            let stream = entry.connection.stream_id(slot);
+            if let Some(ticket) = &place.ticket {
+                let ticket = StreamTicket { stream, ticket: TicketHead::new(ticket) };
+                tickets.extend_from_slice(bytemuck::bytes_of(&ticket));
+            }
+            if let Some(log) = &place.log {
+                log.append(stream, now_ms, &mut logs);
+            }
             let (timer_remaining_ms, flags) = wishes(place, now_ms);
             write_session(place, &mut bytes_in_all, |kind, version, saved| {
                 let head = StreamSessionHead {
-                    stream: entry.connection.stream_id(slot),
+                    stream,
                     timer_remaining_ms,
                     kind_bytes: kind.len() as u16,
                     version,
@@ -256,14 +277,21 @@ pub fn save(entry: &Entry, format: u16, now_ms: u64, bytes: &mut Vec<u8>) -> Res
                 writer.section(TAG_STREAM_SESSION, 1, false, &head, &[kind.as_bytes(), saved]);
             })?;
         }
+        if bytes_in_all + tickets.len() + logs.len() > MAX_VARIABLE_BYTES {
+            return Err(Busy("record-too-large"));
+        }
+        for (tag, tail) in [(TAG_STREAM_TICKETS, tickets), (TAG_STREAM_LOGS, logs)] {
+            if !tail.is_empty() {
+                writer.section(tag, 1, true, &[0u8; 0], &[&tail]);
+            }
+        }
     } else {
         write_session(only, &mut bytes_in_all, |kind, version, saved| {
             let head = SessionHead { kind_bytes: kind.len() as u16, version };
             writer.section(TAG_SESSION, 1, false, &head, &[kind.as_bytes(), saved]);
         })?;
         if let Some(ticket) = &only.ticket {
-            let Ticket { id, expires_unix_s } = **ticket;
-            writer.section(TAG_TICKET, 1, true, &TicketHead { id: id.0, expires_unix_s }, &[]);
+            writer.section(TAG_TICKET, 1, true, &TicketHead::new(ticket), &[]);
         }
     }
     writer.finish_unchecked(format);
@@ -382,23 +410,55 @@ pub fn restore(
     }
     for section in record.sections().filter(|section| section.tag() == TAG_STREAM_SESSION) {
         let head: StreamSessionHead = section.head();
-        let slot = entry
-            .connection
-            .slot_of(head.stream)
-            .filter(|slot| !entry.connection.is_exchange_over(*slot))
-            .ok_or(RestoreError::OutOfRange("the stream of a session"))?;
         let session = restore_session(section.tail(), head.kind_bytes, head.version, service)?;
-        let place = entry.places.at(slot);
+        let place = place_of(&mut entry, head.stream, "the stream of a session")?;
         place.session = Some(session);
         place.restore_wishes(head.timer_remaining_ms, head.flags, &since);
     }
     if let Some(section) = record.section(TAG_TICKET) {
-        let TicketHead { id, expires_unix_s } = section.head();
-        let ticket = Ticket { id: ParkId(id), expires_unix_s };
-        entry.places.at(Slot::ONLY).ticket = Some(Box::new(ticket));
+        entry.places.at(Slot::ONLY).ticket = Some(section.head::<TicketHead>().ticket());
+    }
+    if let Some(section) = record.section(TAG_STREAM_TICKETS) {
+        for ticket in section.tail().chunks(size_of::<StreamTicket>()) {
+            let StreamTicket { stream, ticket } = bytemuck::try_pod_read_unaligned(ticket)
+                .map_err(|_| RestoreError::OutOfRange("the tickets"))?;
+            place_of(&mut entry, stream, "the stream of a ticket")?.ticket = Some(ticket.ticket());
+        }
+    }
+    if let Some(section) = record.section(TAG_STREAM_LOGS) {
+        let mut tail = section.tail();
+        while !tail.is_empty() {
+            let (stream, log) = LogEntry::take(&mut tail, environment.now_ms, transit_ms)
+                .ok_or(RestoreError::OutOfRange("an entry of the access log"))?;
+            place_of(&mut entry, stream, "the stream of the access log")?.log = Some(log);
+        }
     }
     entry.frozen_ns = record.freeze().boottime_ns;
     Ok(Restored(entry))
+}
+
+/// The place of a stream whose exchange goes on.
+fn place_of<'a>(
+    entry: &'a mut Entry,
+    stream: u64,
+    what: &'static str,
+) -> Result<&'a mut Place, RestoreError> {
+    let slot = entry
+        .connection
+        .slot_of(stream)
+        .filter(|slot| !entry.connection.is_exchange_over(*slot))
+        .ok_or(RestoreError::OutOfRange(what))?;
+    Ok(entry.places.at(slot))
+}
+
+impl TicketHead {
+    fn new(ticket: &Ticket) -> Self {
+        Self { id: ticket.id.0, expires_unix_s: ticket.expires_unix_s }
+    }
+
+    fn ticket(self) -> Box<Ticket> {
+        Box::new(Ticket { id: ParkId(self.id), expires_unix_s: self.expires_unix_s })
+    }
 }
 
 /// How old a record is.

@@ -404,6 +404,11 @@ impl Worker {
         let mut out = self.buffers.take();
         let environment = Environment::new(&self.configure.config, self.now_ms, self.date.value());
         while let Some(slot) = entry.connection.overdue_stream(&environment, &mut out) {
+            if let (Some(log), Some(logged)) =
+                (&mut self.access_log, entry.places.at(slot).log.take())
+            {
+                log.add(&logged, entry.peer, entry.id, self.now_ms);
+            }
             if let Some(mut session) = entry.places.at(slot).clear() {
                 session.on_close();
             }

@@ -31,6 +31,42 @@ fn ask(engine: &Engine, request: &str) -> String {
 }
 
 #[test]
+fn requests_of_http2_are_lines_whichever_process_ends_them() {
+    use crate::lab::http2::*;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("access.log");
+    let engine = logging(dir.path(), "json");
+    let mut client = Http2Client::greet(engine.address());
+    for (stream, agent) in [(1, "first"), (3, "second")] {
+        let head = request("POST", "/digest?x=1", &[("user-agent", agent)]);
+        client.send(HEADERS, END_HEADERS, stream, &block(&head));
+        client.send(DATA, 0, stream, b"ab");
+    }
+    client.get(5, "/id?id=at%20once");
+    client.response(5);
+    eventually("one line is written", || lines(&path).len() == 1);
+    engine.reload_well();
+    client.send(DATA, END_STREAM, 3, b"cd");
+    assert_eq!(client.response(3).0, 200);
+    drop(client);
+    eventually("the others are written", || lines(&path).len() == 3);
+    let line =
+        |number: usize| -> Value { serde_json::from_str(&lines(&path)[number]).expect("JSON") };
+    assert_eq!(line(0)["target"], "/id?id=at%20once");
+    for (number, agent, status) in [(1, "second", 200), (2, "first", 499)] {
+        let line = line(number);
+        assert_eq!(line["user_agent"], agent, "{line}");
+        assert_eq!(line["status"], status, "{line}");
+        assert_eq!(
+            (&line["protocol"], &line["generation"]),
+            (&"HTTP/2.0".into(), &2.into()),
+            "{line}"
+        );
+        assert_eq!((&line["method"], &line["target"]), (&"POST".into(), &"/digest?x=1".into()));
+    }
+}
+
+#[test]
 fn every_request_is_a_line_over_reloads_and_rotation() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("access.log");

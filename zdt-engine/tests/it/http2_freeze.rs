@@ -59,14 +59,6 @@ pub fn read_all(client: &mut Http2Client, streams: &[u32]) -> Vec<Frame> {
     frames
 }
 
-/// The fields of an extended CONNECT (RFC 8441).
-pub fn websocket_at(path: &str) -> Vec<u8> {
-    let more = [("sec-websocket-version", "13"), ("sec-websocket-protocol", "chat")];
-    let mut bytes = block(&[(":protocol", "websocket")]);
-    bytes.extend(block(&request("CONNECT", path, &more)));
-    bytes
-}
-
 #[test]
 fn a_connection_can_be_cut_anywhere() {
     let mut script = hello();

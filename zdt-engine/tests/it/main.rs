@@ -19,6 +19,7 @@ mod hostile_half_closed;
 mod hostile_port;
 mod http1_differential;
 mod http2_clients;
+mod http2_faults;
 mod http2_freeze;
 mod http2_spec;
 mod layers;

@@ -36,8 +36,8 @@ impl Http2 {
         match self.streams.slot_of(header.stream) {
             Some(slot) => {
                 let Some(stream) = self.streams.get_mut(slot) else { return Ok(None) };
-                stream.receive_window -= length as i32;
-                stream.received += u64::from(left);
+                stream.receive_window = stream.receive_window.saturating_sub(length as i32);
+                stream.received = stream.received.saturating_add(u64::from(left));
                 let code = if !stream.is_receiving {
                     Some(ErrorCode::StreamClosed)
                 } else if stream.receive_window < 0 {
@@ -136,7 +136,7 @@ impl Http2 {
         let half = environment.options.connection_window_bytes.max(65_535) / 2;
         if self.receive_credit >= half {
             frame::write_window_update(out, 0, self.receive_credit);
-            self.receive_window += self.receive_credit as i32;
+            self.receive_window = self.receive_window.saturating_add(self.receive_credit as i32);
             self.receive_credit = 0;
         }
         if let Some(slot) = self.streams.slot_of(stream)
@@ -165,7 +165,8 @@ impl Http2 {
             && stream.outgoing != Outgoing::Finished
         {
             frame::write_window_update(out, stream.id, stream.receive_credit);
-            stream.receive_window += stream.receive_credit as i32;
+            stream.receive_window =
+                stream.receive_window.saturating_add(stream.receive_credit as i32);
             stream.receive_credit = 0;
         }
     }

@@ -451,7 +451,7 @@ impl Http2 {
             return Err(RestoreError::OutOfRange("a stream's number"));
         }
         let window = i64::from(head.receive_window) + i64::from(head.receive_credit);
-        if window > i64::from(MAX_WINDOW) {
+        if window > i64::from(MAX_WINDOW) || head.receive_credit > MAX_WINDOW {
             return Err(RestoreError::OutOfRange("a window of a stream"));
         }
         let has_body =

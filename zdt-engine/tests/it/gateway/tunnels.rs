@@ -13,7 +13,7 @@ use super::switching::Switching;
 use super::upstream::Upstream;
 use super::{gateway, gateway_for};
 use crate::freeze::frame as websocket_frame;
-use crate::http2_freeze::{read_all, tell, websocket_at};
+use crate::http2_freeze::{read_all, tell};
 use crate::lab::http2::*;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};

@@ -91,6 +91,14 @@ pub fn request<'a>(
     fields
 }
 
+/// The fields of an extended CONNECT (RFC 8441).
+pub fn websocket_at(path: &str) -> Vec<u8> {
+    let more = [("sec-websocket-version", "13"), ("sec-websocket-protocol", "chat")];
+    let mut bytes = block(&[(":protocol", "websocket")]);
+    bytes.extend(block(&request("CONNECT", path, &more)));
+    bytes
+}
+
 /// The preface and an empty SETTINGS.
 pub fn hello() -> Vec<u8> {
     [&PREFACE[..], &frame(SETTINGS, 0, 0, &[])].concat()
@@ -163,7 +171,8 @@ impl<S: Read + Write> Http2Client<S> {
     /// The next frame; `None` at the end of the connection, also a sudden one.
     #[track_caller]
     pub fn read(&mut self) -> Option<Frame> {
-        let ends = [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];
+        // A TLS client may find out when it wants to write.
+        let ends = [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe];
         match self.try_read() {
             Ok(frame) => frame,
             Err(error) if ends.contains(&error.kind()) => None,

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod http2;
+pub mod mixed;
 pub mod secure;
 pub mod system;
 pub mod worker;

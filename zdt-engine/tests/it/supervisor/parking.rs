@@ -104,6 +104,42 @@ fn parked_sessions_and_tickets_survive_reloads() {
 }
 
 #[test]
+fn tickets_of_http2_streams_move_along() {
+    use crate::freeze::frame;
+    use crate::lab::http2::*;
+    let engine = Engine::start(Options::default());
+    let mut client = Http2Client::greet(engine.address());
+    let tick = |client: &mut Http2Client, stream, n: u64| {
+        client.send(DATA, 0, stream, &frame(0x81, b"tick"));
+        let answer =
+            client.read_until(|f| f.kind == DATA && f.stream == stream).expect("an answer");
+        let text = String::from_utf8_lossy(&answer.payload).into_owned();
+        assert!(text.contains(&format!("\"n\": {n}, ")), "{text}");
+    };
+    let mut tokens = Vec::new();
+    for stream in [1, 3] {
+        client.send(HEADERS, END_HEADERS, stream, &websocket_at("/ws/counter"));
+        let head =
+            client.read_until(|f| f.kind == HEADERS && f.stream == stream).expect("an answer");
+        let fields = client.decode(&head.payload);
+        let token = fields.into_iter().find(|(name, _)| name == "zdt-resume").expect("a token");
+        tokens.push(token.1);
+        tick(&mut client, stream, 1);
+    }
+    for n in 2..4 {
+        engine.reload_well();
+        tick(&mut client, 1, n);
+        tick(&mut client, 3, n);
+    }
+    drop(client);
+    wait_for_parked(&engine, 2);
+    for token in tokens {
+        let (mut client, _) = open(&engine, Some(&token), false);
+        assert_eq!(client::count(&mut client), (4, 3));
+    }
+}
+
+#[test]
 fn parked_sessions_survive_the_replacement_of_the_supervisor() {
     let engine = Engine::start(Options::default());
     let (mut client, token) = open(&engine, None, false);
