@@ -30,7 +30,9 @@ impl Core {
             // It has been accepted once.
             Ok(self.queue.adopt(self.now_ms, request, held_ms))
         } else {
-            self.queue.hold(self.now_ms, request)
+            let held = self.queue.hold(self.now_ms, request);
+            self.status.held_total += u64::from(held.is_ok());
+            held
         };
         self.recycle(out);
         match held {
@@ -95,16 +97,16 @@ impl Core {
         }
     }
 
-    /// Tries whether upstreams are back for which requests are held.
+    /// Tries whether upstreams are back, first of all those for which requests are held.
     pub(super) fn probe(&mut self) {
         for route in 0..self.table.routes.len() {
-            if self.queue.count(Scope::Upstream(route as u64)) == 0 || self.table.routes[route].held
-            {
+            if self.table.routes[route].held {
                 continue;
             }
+            let awaited = self.queue.count(Scope::Upstream(route as u64)) > 0;
             for position in 0..self.table.routes[route].upstreams.len() {
                 let upstream = self.table.routes[route].upstreams[position];
-                if self.table.upstreams[upstream].wants_probe(self.now_ms) {
+                if self.table.upstreams[upstream].wants_probe(self.now_ms, awaited) {
                     self.table.upstreams[upstream].probing = true;
                     self.open(upstream, None);
                 }

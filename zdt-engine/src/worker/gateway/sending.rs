@@ -92,7 +92,7 @@ impl Core {
         let upstream = link.upstream;
         self.todo.push_back(Todo::Receive(index));
         let known = &mut self.table.upstreams[upstream];
-        known.on_success();
+        known.on_connected();
         if link.exchange.is_some() {
             return self.start(index);
         }

@@ -13,6 +13,9 @@ const MAX_FAILURES: u32 = 3;
 /// How long an upstream that failed is left alone.
 const DOWN_MS: u64 = 200;
 
+/// So much longer while other upstreams do its work.
+const PROBE_PAUSE_MS: u64 = 800;
+
 /// One upstream, whatever routes use it.
 #[derive(Debug)]
 pub struct Upstream {
@@ -39,27 +42,33 @@ impl Upstream {
         self.healthy && self.down_until_ms == 0 && !self.retired
     }
 
-    /// It works.
+    /// It answers.
     pub fn on_success(&mut self) {
         self.failures = 0;
         self.down_until_ms = 0;
     }
 
+    /// It accepts connections, which says little: one that failed often is left alone again at its next failure.
+    pub fn on_connected(&mut self) {
+        self.down_until_ms = 0;
+    }
+
     /// It did not. `refused`: there was not even a connection.
     pub fn on_failure(&mut self, now_ms: u64, refused: bool) {
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         if refused || self.failures >= MAX_FAILURES {
             self.down_until_ms = now_ms + DOWN_MS;
         }
     }
 
-    /// True if it is time to try whether it is back.
-    pub fn wants_probe(&self, now_ms: u64) -> bool {
+    /// True if it is time to try whether it is back; later if nobody waits for it.
+    pub fn wants_probe(&self, now_ms: u64, awaited: bool) -> bool {
+        let pause_ms = if awaited { 0 } else { PROBE_PAUSE_MS };
         self.healthy
             && !self.retired
             && !self.probing
             && self.down_until_ms != 0
-            && now_ms >= self.down_until_ms
+            && now_ms >= self.down_until_ms + pause_ms
     }
 }
 
@@ -273,10 +282,17 @@ mod tests {
             table.upstreams[first].on_failure(0, false);
         }
         assert!(table.choose(0).is_none() && !table.is_open(0));
-        assert!(
-            !table.upstreams[first].wants_probe(0) && table.upstreams[first].wants_probe(DOWN_MS)
-        );
+        let wants_probe =
+            |table: &Table, now_ms, awaited| table.upstreams[first].wants_probe(now_ms, awaited);
+        assert!(!wants_probe(&table, 0, true) && wants_probe(&table, DOWN_MS, true));
+        assert!(!wants_probe(&table, DOWN_MS, false));
+        assert!(wants_probe(&table, DOWN_MS + PROBE_PAUSE_MS, false));
+        table.upstreams[first].on_connected();
+        assert!(table.is_open(0));
+        table.upstreams[first].on_failure(0, false);
+        assert!(!table.is_open(0), "it accepts connections and answers nothing");
         table.upstreams[first].on_success();
+        table.upstreams[first].on_failure(0, false);
         assert!(table.is_open(0));
         table.routes[0].held = true;
         assert!(!table.is_open(0));
