@@ -130,6 +130,24 @@ fn counters(page: &mut Page, status: &Status) {
         ("websocket_messages_sent", "WebSocket messages sent.", counters.messages_sent),
         ("received_bytes", "Bytes received from clients.", counters.bytes_received),
         ("sent_bytes", "Bytes sent to clients.", counters.bytes_sent),
+        ("held_requests", "Requests that the gateway has held.", counters.held_requests),
+        ("replayed_requests", "Held requests that were sent.", counters.replayed_requests),
+        (
+            "unheld_requests",
+            "Requests that the gateway could not hold for want of room.",
+            counters.unheld_requests,
+        ),
+        (
+            "displaced_requests",
+            "Held requests that were given up for newer ones.",
+            counters.displaced_requests,
+        ),
+        ("expired_requests", "Held requests whose time was over.", counters.expired_requests),
+        (
+            "abandoned_requests",
+            "Held requests whose client went away.",
+            counters.abandoned_requests,
+        ),
         ("worker_crashes", "Workers that died after they had served.", totals.crashes),
         (
             "worker_failed_starts",

@@ -94,7 +94,16 @@ fn stats(run_dir: &RunDirArg) -> Result<GatewayStatus, String> {
             Some(total) => total.add(&one),
         }
     }
-    total.ok_or_else(|| "no worker is a gateway; `--service proxy` makes them so".to_owned())
+    let mut total = total.ok_or("no worker is a gateway; `--service proxy` makes them so")?;
+    // Not of these workers only: of all that there ever were.
+    let counters = status.counters;
+    total.held_total = counters.held_requests;
+    total.replayed = counters.replayed_requests;
+    total.rejected = counters.unheld_requests;
+    total.displaced = counters.displaced_requests;
+    total.expired = counters.expired_requests;
+    total.abandoned = counters.abandoned_requests;
+    Ok(total)
 }
 
 fn print_stats(total: &GatewayStatus) {

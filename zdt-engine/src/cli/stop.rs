@@ -13,10 +13,12 @@ use super::client::Client;
 use crate::client::is_readable;
 use crate::control::{PROTOCOL_VERSIONS, ToWorker};
 use crate::fdpass;
-use crate::supervisor::{connect_to_worker, workers_in};
+use crate::supervisor::{connect_to_worker, end_orphaned_applications, workers_in};
 
 /// For workers without a supervisor, whose configuration nobody knows.
 const ORPHAN_DRAIN_MS: u64 = 30_000;
+/// For their application, which nobody asks anything any more then.
+const ORPHAN_APPLICATION: Duration = Duration::from_secs(10);
 
 pub(super) fn run(args: &StopArgs) -> Result<ExitCode, String> {
     let begun = Instant::now();
@@ -24,8 +26,8 @@ pub(super) fn run(args: &StopArgs) -> Result<ExitCode, String> {
     let workers = match Client::connect(&run_dir) {
         Ok(mut client) => client.stop(args.now)?,
         Err(nobody) => match stop_orphans(&run_dir, args.now)? {
-            0 => return Err(nobody.into()),
-            stopped => stopped,
+            (0, 0) => return Err(nobody.into()),
+            (workers, _) => workers,
         },
     };
     let duration_ms = begun.elapsed().as_secs_f64() * 1_000.0;
@@ -40,8 +42,15 @@ pub(super) fn run(args: &StopArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Workers serve on when their supervisor is killed; this ends them without a new one.
-fn stop_orphans(run_dir: &Path, now: bool) -> Result<u32, String> {
+/// Workers serve on when their supervisor is killed, and so does the application behind the gateway; this ends them
+/// without a new one. How many there were of both.
+fn stop_orphans(run_dir: &Path, now: bool) -> Result<(u32, usize), String> {
+    let workers = stop_workers(run_dir, now)?;
+    let patience = if now { Duration::from_secs(2) } else { ORPHAN_APPLICATION };
+    Ok((workers, end_orphaned_applications(run_dir, patience)))
+}
+
+fn stop_workers(run_dir: &Path, now: bool) -> Result<u32, String> {
     let Ok(workers) = workers_in(run_dir) else { return Ok(0) };
     let mut links: Vec<OwnedFd> = Vec::new();
     for worker in workers {

@@ -102,6 +102,28 @@ pub struct HealthOptions {
     pub unhealthy_after: u32,
 }
 
+impl HealthOptions {
+    /// # Errors
+    /// The setting, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let path = &self.path;
+        if !path.is_empty()
+            && (!path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            let why = format!("{path:?} is no path: it begins with /, without spaces");
+            return Err(("gateway.health.path", why));
+        }
+        if self.healthy_after == 0 || self.unhealthy_after == 0 {
+            return Err(("gateway.health", "thresholds must be at least 1".to_owned()));
+        }
+        if self.interval_ms < 10 || self.timeout_ms == 0 {
+            let why = "interval_ms must be at least 10, timeout_ms at least 1".to_owned();
+            return Err(("gateway.health", why));
+        }
+        Ok(())
+    }
+}
+
 impl Default for HealthOptions {
     fn default() -> Self {
         Self {
@@ -120,7 +142,7 @@ impl Default for HealthOptions {
 pub struct AppOptions {
     /// Command, run by `/bin/sh -c`, with `PORT` in its environment; empty is none.
     pub command: String,
-    /// Whom it runs as, if the supervisor is root; empty is as the supervisor.
+    /// Whom it runs as, if the supervisor is root; empty is as the workers (`user`).
     pub user: String,
     /// A new application must be healthy by then.
     pub start_timeout_ms: u64,
@@ -334,6 +356,19 @@ mod tests {
         {
             assert!(UpstreamTarget::parse(bad).unwrap_err().contains(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn health_checks_that_make_no_sense_are_refused() {
+        HealthOptions::default().check().unwrap();
+        for bad in ["health", "/a b", "/a\r\nX: y"] {
+            let options = HealthOptions { path: bad.to_owned(), ..HealthOptions::default() };
+            assert_eq!(options.check().unwrap_err().0, "gateway.health.path", "{bad}");
+        }
+        let options = HealthOptions { unhealthy_after: 0, ..HealthOptions::default() };
+        assert_eq!(options.check().unwrap_err().0, "gateway.health");
+        let options = HealthOptions { interval_ms: 0, ..HealthOptions::default() };
+        assert_eq!(options.check().unwrap_err().0, "gateway.health");
     }
 
     #[test]

@@ -509,6 +509,7 @@ impl Settings {
                 "bounds must be at least 1; `enabled = false` holds nothing".into(),
             ));
         }
+        self.gateway.health.check()?;
         self.tls.check(&self.listen)?;
         let http2 = &self.http2;
         if !(1..=MAX_CONCURRENT_STREAMS).contains(&http2.max_concurrent_streams) {

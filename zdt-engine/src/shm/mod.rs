@@ -17,4 +17,4 @@ pub mod scoreboard;
 
 pub use channel::{ChannelEnd, ChannelMemory};
 pub use memory::{MapError, SharedMemory, read_sealed, sealed_copy};
-pub use scoreboard::{LoadMap, Scoreboard};
+pub use scoreboard::{LoadMap, Scoreboard, SlotTotals};

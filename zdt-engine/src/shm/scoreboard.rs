@@ -68,8 +68,20 @@ pub struct SlotTotals {
     pub bytes_received: AtomicU64,
     /// Bytes sent to clients.
     pub bytes_sent: AtomicU64,
+    /// Requests that a gateway has held.
+    pub held: AtomicU64,
+    /// Held requests that were sent.
+    pub replayed: AtomicU64,
+    /// Requests for which there was no room.
+    pub not_held: AtomicU64,
+    /// Held requests that were given up for newer ones.
+    pub displaced: AtomicU64,
+    /// Held requests whose time was over.
+    pub expired: AtomicU64,
+    /// Held requests whose client went away.
+    pub abandoned: AtomicU64,
     /// For later totals; zero.
-    pub reserved: [AtomicU64; 10],
+    pub reserved: [AtomicU64; 4],
 }
 
 const _: () = assert!(size_of::<SlotTotals>() == 128);
@@ -84,11 +96,18 @@ impl SlotTotals {
             messages_sent,
             bytes_received,
             bytes_sent,
+            held,
+            replayed,
+            not_held,
+            displaced,
+            expired,
+            abandoned,
             reserved,
         } = self;
-        let named =
+        let of_all =
             [rejected, requests, messages_received, messages_sent, bytes_received, bytes_sent];
-        for total in named.into_iter().chain(reserved) {
+        let of_gateways = [held, replayed, not_held, displaced, expired, abandoned];
+        for total in of_all.into_iter().chain(of_gateways).chain(reserved) {
             total.store(0, Ordering::Relaxed);
         }
     }

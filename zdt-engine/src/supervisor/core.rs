@@ -242,21 +242,22 @@ impl Core {
             self.pump().await;
             self.update_readiness();
             self.save_if_dirty().await;
+            self.gateway_written();
             if let Some(result) = self.finished.take() {
-                self.gateway.applications.end_all(EXIT_GRACE).await;
+                self.gateway.swaps.end_all(EXIT_GRACE).await;
+                self.leave_nothing();
                 if let Some(predecessor) = self.predecessor.take() {
                     predecessor.dismiss().await;
                 }
                 let parked = self.save_parked(inputs).await;
                 return result.and(parked).map(|()| Ending::Stopped);
             }
-            if let Some(channel) = self.heir.take()
+            if !self.gateway.is_asked()
+                && let Some(channel) = self.heir.take()
                 && let Some(estate) = self.hand_over(&channel).await
                 && let Some(replacement) = self.replacement.take()
                 && let Some(doors) = self.doors.take()
             {
-                // The successor does not know it, and starts another.
-                self.gateway.applications.end_all(EXIT_GRACE).await;
                 let last_status = Box::new(self.last_status());
                 let queued = self.queued.take();
                 let setup = self.into_setup();
@@ -507,6 +508,7 @@ impl Core {
             crashes: self.crash_history(),
             counters: self.retired,
             totals: self.totals,
+            gateway: self.gateway.durable(),
         }
     }
 

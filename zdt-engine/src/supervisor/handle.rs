@@ -227,6 +227,23 @@ pub struct Status {
     /// Of the last reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_reload: Option<Verdict>,
+    /// Those that the gateway has started.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub applications: Vec<ApplicationStats>,
+}
+
+/// An application that the gateway has started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ApplicationStats {
+    /// The process that leads its group.
+    pub pid: u32,
+    /// The swap that brought it.
+    pub generation: u64,
+    /// Where it listens.
+    pub url: String,
+    /// `starting`, `serving` or `ending`.
+    pub state: String,
 }
 
 /// See [`Status::components`].
@@ -354,6 +371,18 @@ pub struct Counters {
     pub bytes_received: u64,
     /// Bytes sent to clients.
     pub bytes_sent: u64,
+    /// Requests that the gateway has held.
+    pub held_requests: u64,
+    /// Held requests that were sent.
+    pub replayed_requests: u64,
+    /// Requests that it could not hold for want of room.
+    pub unheld_requests: u64,
+    /// Held requests that were given up for newer ones.
+    pub displaced_requests: u64,
+    /// Held requests whose time was over.
+    pub expired_requests: u64,
+    /// Held requests whose client went away.
+    pub abandoned_requests: u64,
 }
 
 impl Counters {
@@ -369,6 +398,12 @@ impl Counters {
             messages_sent,
             bytes_received,
             bytes_sent,
+            held_requests,
+            replayed_requests,
+            unheld_requests,
+            displaced_requests,
+            expired_requests,
+            abandoned_requests,
         } = self;
         for (sum, part) in [
             (accepted, other.accepted),
@@ -380,6 +415,12 @@ impl Counters {
             (messages_sent, other.messages_sent),
             (bytes_received, other.bytes_received),
             (bytes_sent, other.bytes_sent),
+            (held_requests, other.held_requests),
+            (replayed_requests, other.replayed_requests),
+            (unheld_requests, other.unheld_requests),
+            (displaced_requests, other.displaced_requests),
+            (expired_requests, other.expired_requests),
+            (abandoned_requests, other.abandoned_requests),
         ] {
             *sum = sum.saturating_add(part);
         }

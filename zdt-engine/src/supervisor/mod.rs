@@ -25,6 +25,7 @@ mod successor;
 mod takeover;
 mod workers;
 
+pub use gateway::end_orphaned_applications;
 pub use handle::{AdminToken, Handle};
 pub use rundir::{
     RunDirError, check as check_run_dir, connect_to_worker, control_socket,

@@ -130,15 +130,17 @@ async fn begin(mut setup: Setup) -> Result<(Core, Doors), StartError> {
     setup.parking.open().await;
     let admin_address = setup.settings.admin.0;
     let admin = admin_address.map(listen_for_admin).transpose().map_err(StartError::Other)?;
-    let predecessor = adopt::find(&setup.run_dir, store::load(&setup.run_dir.state_file())).await;
+    let state = store::load(&setup.run_dir.state_file());
+    let left_over = state.as_ref().map(|state| state.gateway.clone()).unwrap_or_default();
+    let predecessor = adopt::find(&setup.run_dir, state).await;
     let core = match predecessor {
-        Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup)?,
+        Some(predecessor) if takeover::discard_unborn(&predecessor) => fresh(setup, &left_over)?,
         Some(predecessor) => {
             let core = takeover::take_over(predecessor, setup).map_err(StartError::Other)?;
             core.news.ready();
             core
         }
-        None => fresh(setup)?,
+        None => fresh(setup, &left_over)?,
     };
     let control = core
         .run_dir
@@ -304,8 +306,8 @@ async fn take_back(
     take_over_from(estate, later, survivors, setup).await
 }
 
-/// A supervisor with nothing, and the start of its first generation.
-fn fresh(setup: Setup) -> Result<Core, StartError> {
+/// A supervisor with nothing, and the start of its first generation. What an earlier one has left ends.
+fn fresh(setup: Setup, left_over: &store::Gateway) -> Result<Core, StartError> {
     let settings = setup.settings.clone();
     let loaded = Loaded { settings: settings.clone(), shown: setup.shown.clone() };
     setup.run_dir.clear();
@@ -320,6 +322,7 @@ fn fresh(setup: Setup) -> Result<Core, StartError> {
     .map_err(StartError::Other)?;
     let board = Board::create(Steer::banks() * MAX_WORKERS).map_err(StartError::Other)?;
     let mut core = Core::new(setup, steer, board, MAX_WORKERS);
+    core.end_left_over(left_over);
     let start = QueuedReload::new(Wanted::default());
     if let Err(message) = core.begin(loaded, Program::Configured, &start) {
         core.leave_nothing();

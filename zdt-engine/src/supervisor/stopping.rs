@@ -121,7 +121,6 @@ impl Core {
     /// After each end of a worker: perhaps that was what something waited for.
     pub fn on_worker_gone(&mut self) {
         if self.stopping == Some(Stopping::Ending) && self.workers.is_empty() {
-            self.leave_nothing();
             tracing::info!("stopped");
             self.finished = Some(Ok(()));
         } else if self.stopping.is_none() {

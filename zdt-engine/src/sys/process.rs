@@ -168,6 +168,21 @@ fn parse_stat(stat: &str) -> Option<(char, Duration)> {
     Some((state, Duration::from_millis(10 * (user + system))))
 }
 
+/// When a process was started, in clock ticks since the machine was (proc_pid_stat(5)): together with its number
+/// a name that no other process of this boot ever has.
+///
+/// # Errors
+/// If there is no such process, or `/proc` is not mounted.
+pub fn start_ticks(process: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    parse_start(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn parse_start(stat: &str) -> Option<u64> {
+    // The 22nd field; the third is the first behind the name.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 /// No core dump of this process, and no tracing of it but by root: its memory is its own.
 ///
 /// # Errors
@@ -235,6 +250,16 @@ mod tests {
         let pid = std::process::id();
         assert_ne!(thread_state(pid, pid).unwrap().0, 'Z');
         assert!(thread_state(pid, 0).is_err());
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_read() {
+        let line = "12 (a ) S b) R 1 2 3 4 5 6 7 8 9 10 150 7 0 0 20 0 1 0 4711 0";
+        assert_eq!(parse_start(line), Some(4_711));
+        assert_eq!(parse_start("12 (x) R 1"), None);
+        let pid = std::process::id();
+        assert!(start_ticks(pid).unwrap() > start_ticks(1).unwrap());
+        assert!(start_ticks(u32::MAX).is_err());
     }
 
     #[test]

@@ -314,6 +314,9 @@ impl Worker {
         totals.messages_sent.store(self.status.messages_sent, Relaxed);
         totals.bytes_received.store(self.status.bytes_received, Relaxed);
         totals.bytes_sent.store(self.status.bytes_sent, Relaxed);
+        if let Some(gateway) = &self.gateway {
+            gateway.borrow().publish(totals);
+        }
     }
 
     /// The worker's own figures.

@@ -1,57 +1,76 @@
 //! The gateway's routes as they are in force: as configured, with what is held, what was replaced by
-//! command, and what the health checks have found. Every change goes to all workers.
+//! command, and what the health checks have found. Every change is written down, and then goes to all workers.
 //!
-//! A check is a request of the supervisor's own; clients' bytes never come here.
+//! | file | what |
+//! |---|---|
+//! | `health` | whether upstreams answer |
+//! | `swapping` | new upstreams take a route over, the old ones end |
+//! | `application` | a process that zdt starts |
+//! | `inheriting` | what the next supervisor finds |
 //!
 //! Must not know: how workers use a route.
 
-pub mod application;
+mod application;
+mod health;
+mod inheriting;
+mod swapping;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
-use self::application::{Applications, Deploy};
-use crate::config::{
-    DEFAULT_ROUTE, GatewayConfig, GatewayOptions, RouteTarget, SwapPolicy, UpstreamAddress,
-    UpstreamTarget,
-};
+use self::health::Health;
+pub use self::inheriting::end_orphaned_applications;
+use self::swapping::{Swap, Swaps};
+use crate::config::{GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteTarget, UpstreamTarget};
 use crate::control::ToWorker;
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
-use crate::supervisor::handle::{FlushReport, GatewayReply, GatewayRequest};
-
-/// Longest beginning of an answer that a check reads.
-const MAX_ANSWER_BYTES: usize = 64;
+use crate::supervisor::handle::{ApplicationStats, FlushReport, GatewayReply, GatewayRequest};
+use crate::supervisor::takeover::store;
+use crate::supervisor::workers::generations::Generation;
 
 /// What tasks report to the loop.
 #[derive(Debug)]
 pub(in crate::supervisor) enum GatewayEvent {
     /// A health check has ended.
     Checked { url: String, healthy: bool },
-    /// The upstreams of a deploy answer, or have not in time.
-    Proven { deploy: u64, result: Result<(), String> },
+    /// The addresses of new upstreams were looked up.
+    Found { route: String, targets: Result<Vec<UpstreamTarget>, String>, answer: GatewayAnswer },
+    /// The upstreams of a swap answer, or have not in time.
+    Proven { swap: u64, result: Result<(), String> },
 }
 
 /// Where a command's answer goes.
 pub(in crate::supervisor) type GatewayAnswer = oneshot::Sender<Result<GatewayReply, String>>;
 
+/// WebSockets are to leave an upstream.
+#[derive(Debug)]
+struct Departure {
+    url: String,
+    /// They go on with what is there instead.
+    reconnect: bool,
+    over_ms: u64,
+}
+
 /// See the module.
 pub(in crate::supervisor) struct Gateway {
     held: BTreeSet<String>,
-    /// Upstreams by route that are in force instead of the configured ones, which were these.
-    replaced: BTreeMap<String, (Vec<String>, Vec<UpstreamTarget>)>,
-    unhealthy: BTreeSet<String>,
-    /// Answers in a row by URL: good ones above zero, bad ones below.
-    streaks: BTreeMap<String, i64>,
+    /// Upstreams by route that are in force instead of the configured ones.
+    replaced: BTreeMap<String, store::Replaced>,
+    health: Health,
     /// Workers by replaced upstream of which they have nothing left.
     idle: BTreeMap<String, BTreeSet<WorkerId>>,
-    next_check: Option<Instant>,
-    checking: BTreeSet<String>,
-    pub applications: Applications,
-    pub events: mpsc::UnboundedSender<GatewayEvent>,
+    pub swaps: Swaps,
+    /// Commands whose upstreams are being looked up.
+    finding: usize,
+    // What has been decided, and waits until it is written down:
+    /// The routes have changed.
+    routes_due: bool,
+    departures: Vec<Departure>,
+    answers: Vec<(GatewayAnswer, Result<GatewayReply, String>)>,
+    events: mpsc::UnboundedSender<GatewayEvent>,
     receiver: Option<mpsc::UnboundedReceiver<GatewayEvent>>,
 }
 
@@ -61,12 +80,13 @@ impl Default for Gateway {
         Self {
             held: BTreeSet::new(),
             replaced: BTreeMap::new(),
-            unhealthy: BTreeSet::new(),
-            streaks: BTreeMap::new(),
+            health: Health::default(),
             idle: BTreeMap::new(),
-            next_check: None,
-            checking: BTreeSet::new(),
-            applications: Applications::default(),
+            swaps: Swaps::default(),
+            finding: 0,
+            routes_due: false,
+            departures: Vec::new(),
+            answers: Vec::new(),
             events,
             receiver: Some(receiver),
         }
@@ -84,73 +104,50 @@ impl Gateway {
         let mut routes = configured.to_vec();
         for route in &mut routes {
             let urls: Vec<&String> = route.upstreams.iter().map(|one| &one.url).collect();
-            if let Some((instead_of, upstreams)) = self.replaced.get(&route.name)
-                && instead_of.iter().eq(urls)
+            if let Some(replaced) = self.replaced.get(&route.name)
+                && replaced.instead_of.iter().eq(urls)
             {
-                route.upstreams.clone_from(upstreams);
+                route.upstreams.clone_from(&replaced.upstreams);
             }
             route.held = self.held.contains(&route.name);
             for upstream in &mut route.upstreams {
-                upstream.healthy = !self.unhealthy.contains(&upstream.url);
+                upstream.healthy = !self.health.unhealthy.contains(&upstream.url);
             }
         }
         routes
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.next_check.into_iter().chain(self.applications.deadline()).min()
+        self.health.next_check.into_iter().chain(self.swaps.deadline()).min()
     }
-}
 
-/// Connects, and asks for the path if there is one.
-pub(in crate::supervisor) async fn check(
-    upstream: &UpstreamTarget,
-    path: &str,
-    timeout: Duration,
-) -> bool {
-    let asked = async {
-        match &upstream.address {
-            UpstreamAddress::Tcp(address) => {
-                ask(tokio::net::TcpStream::connect(address).await.ok()?, upstream, path).await
-            }
-            UpstreamAddress::Unix(socket) => {
-                ask(tokio::net::UnixStream::connect(socket).await.ok()?, upstream, path).await
-            }
-        }
-    };
-    matches!(tokio::time::timeout(timeout, asked).await, Ok(Some(())))
-}
+    /// True while somebody waits for a swap, whose answer no other supervisor could give.
+    pub fn is_asked(&self) -> bool {
+        self.finding > 0 || self.swaps.proving.iter().any(|swap| swap.answer.is_some())
+    }
 
-async fn ask(
-    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    upstream: &UpstreamTarget,
-    path: &str,
-) -> Option<()> {
-    if path.is_empty() {
-        return Some(());
+    /// The applications that zdt has started.
+    pub fn applications(&self) -> Vec<ApplicationStats> {
+        let stats = |(state, one): (&str, &application::Application)| ApplicationStats {
+            pid: one.pid(),
+            generation: one.generation,
+            url: one.url.clone(),
+            state: state.to_owned(),
+        };
+        self.swaps.applications().map(stats).collect()
     }
-    let authority = &upstream.authority;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: zdt-health\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = Vec::new();
-    while answer.len() < 12 {
-        let mut piece = [0; MAX_ANSWER_BYTES];
-        match stream.read(&mut piece).await {
-            Ok(count @ 1..) => answer.extend_from_slice(&piece[..count]),
-            _ => return None,
-        }
-    }
-    let is_http = answer.starts_with(b"HTTP/1.");
-    (is_http && matches!(answer[9], b'2' | b'3')).then_some(())
 }
 
 impl Core {
-    /// The settings of the gateway that serves, or is to serve.
+    /// The generation whose settings count: the one that serves, or is to serve.
+    fn gateway_generation(&self) -> Option<&Generation> {
+        let generation = self.serving().or(self.generations.values().next_back())?;
+        (generation.config.service == PROXY_SERVICE).then_some(generation)
+    }
+
+    /// The settings of the gateway.
     pub fn gateway_config(&self) -> Option<&GatewayConfig> {
-        let config = &self.serving().or(self.generations.values().next_back())?.config;
-        (config.service == crate::config::PROXY_SERVICE).then_some(&config.gateway)
+        self.gateway_generation().map(|generation| &generation.config.gateway)
     }
 
     fn gateway_options(&self) -> GatewayOptions {
@@ -162,15 +159,42 @@ impl Core {
         self.gateway_config().map_or_else(Vec::new, |config| self.gateway.in_force(&config.routes))
     }
 
+    /// The routes in force have changed: workers are told once that is written down.
+    fn gateway_changed(&mut self) {
+        self.gateway.routes_due = true;
+        self.dirty = true;
+    }
+
+    /// A command is answered once what it has changed is written down.
+    fn answer_gateway(&mut self, answer: GatewayAnswer, result: Result<GatewayReply, String>) {
+        self.gateway.answers.push((answer, result));
+    }
+
+    /// What was decided is written down: now it is done.
+    pub fn gateway_written(&mut self) {
+        self.gateway.swaps.begin_all();
+        if std::mem::take(&mut self.gateway.routes_due) {
+            fault_point!("gateway.written");
+            self.broadcast_routes();
+            fault_point!("gateway.told");
+        }
+        for Departure { url, reconnect, over_ms } in std::mem::take(&mut self.gateway.departures) {
+            self.tell_gateways(&ToWorker::LeaveUpstream { url, reconnect, over_ms });
+        }
+        for (answer, result) in std::mem::take(&mut self.gateway.answers) {
+            let _ = answer.send(result);
+        }
+    }
+
     /// Tells every worker what is in force.
-    pub fn broadcast_routes(&mut self) {
+    fn broadcast_routes(&mut self) {
         let workers: Vec<(WorkerId, Vec<RouteTarget>)> = self
             .workers
             .iter()
             .filter(|(_, worker)| worker.hello.is_some())
             .filter_map(|(&id, worker)| {
                 let config = &self.generations.get(&worker.identity.generation)?.config;
-                let is_gateway = config.service == crate::config::PROXY_SERVICE;
+                let is_gateway = config.service == PROXY_SERVICE;
                 is_gateway.then(|| (id, self.gateway.in_force(&config.gateway.routes)))
             })
             .collect();
@@ -203,6 +227,11 @@ impl Core {
         let unknown = |route: &str| {
             Err(format!("there is no route {route:?}; there are: {}", names.join(", ")))
         };
+        if self.heir.is_some() {
+            let why = "the supervisor is just being replaced; ask again";
+            let _ = answer.send(Err(why.to_owned()));
+            return;
+        }
         match request {
             GatewayRequest::Hold { route, held } => {
                 if let Some(route) = &route
@@ -219,8 +248,9 @@ impl Core {
                         self.gateway.held.remove(&name);
                     }
                 }
-                self.broadcast_routes();
-                let _ = answer.send(Ok(GatewayReply::Routes(self.routes_in_force())));
+                self.gateway_changed();
+                let routes = self.routes_in_force();
+                self.answer_gateway(answer, Ok(GatewayReply::Routes(routes)));
             }
             GatewayRequest::Flush { route } => {
                 if let Some(route) = &route
@@ -237,15 +267,19 @@ impl Core {
                     let _ = answer.send(unknown(&route));
                     return;
                 }
-                let parsed: Result<Vec<_>, _> =
-                    urls.iter().map(|url| UpstreamTarget::parse(url)).collect();
-                match parsed {
-                    Ok(targets) if !targets.is_empty() => {
-                        self.begin_deploy(Deploy::of(route, targets, None), Some(answer));
-                    }
-                    Ok(_) => drop(answer.send(Err("no upstream was given".to_owned()))),
-                    Err(why) => drop(answer.send(Err(why))),
+                if urls.is_empty() {
+                    let _ = answer.send(Err("no upstream was given".to_owned()));
+                    return;
                 }
+                self.gateway.finding += 1;
+                let events = self.gateway.events.clone();
+                tokio::task::spawn_local(async move {
+                    // A host name may take its time to be looked up.
+                    let parse = move || urls.iter().map(|url| UpstreamTarget::parse(url)).collect();
+                    let found = tokio::task::spawn_blocking(parse).await;
+                    let targets = found.unwrap_or_else(|error| Err(error.to_string()));
+                    let _ = events.send(GatewayEvent::Found { route, targets, answer });
+                });
             }
             GatewayRequest::ReloadApp => {
                 if self.gateway_options().app.command.is_empty() {
@@ -261,7 +295,14 @@ impl Core {
     pub fn on_gateway_event(&mut self, event: GatewayEvent) {
         match event {
             GatewayEvent::Checked { url, healthy } => self.on_checked(&url, healthy),
-            GatewayEvent::Proven { deploy, result } => self.on_proven(deploy, result),
+            GatewayEvent::Found { route, targets, answer } => {
+                self.gateway.finding -= 1;
+                match targets {
+                    Ok(targets) => self.begin_swap(Swap::of(route, targets, None), Some(answer)),
+                    Err(why) => drop(answer.send(Err(why))),
+                }
+            }
+            GatewayEvent::Proven { swap, result } => self.on_proven(swap, result),
         }
     }
 
@@ -291,62 +332,10 @@ impl Core {
         }
     }
 
-    fn on_checked(&mut self, url: &str, healthy: bool) {
-        self.gateway.checking.remove(url);
-        let options = self.gateway_options().health;
-        let streak = self.gateway.streaks.entry(url.to_owned()).or_default();
-        *streak = match healthy {
-            true => (*streak).max(0) + 1,
-            false => (*streak).min(0) - 1,
-        };
-        let changed = if *streak >= i64::from(options.healthy_after) {
-            self.gateway.unhealthy.remove(url)
-        } else if *streak <= -i64::from(options.unhealthy_after) {
-            self.gateway.unhealthy.insert(url.to_owned())
-        } else {
-            false
-        };
-        if changed {
-            tracing::info!(upstream = url, healthy, "health check");
-            self.broadcast_routes();
-        }
-    }
-
     /// Health checks, and the application's process.
     pub fn gateway_on_time(&mut self, now: Instant) {
-        if self.gateway_config().is_none() {
-            return;
-        }
-        self.applications_on_time(now);
-        let options = self.gateway_options().health;
-        if options.path.is_empty() || self.stopping.is_some() {
-            self.gateway.next_check = None;
-            return;
-        }
-        if self.gateway.next_check.is_some_and(|at| now < at) {
-            return;
-        }
-        self.gateway.next_check = Some(now + Duration::from_millis(options.interval_ms.max(10)));
-        let upstreams: BTreeMap<String, UpstreamTarget> = self
-            .routes_in_force()
-            .into_iter()
-            .flat_map(|route| route.upstreams)
-            .map(|upstream| (upstream.url.clone(), upstream))
-            .collect();
-        self.gateway.streaks.retain(|url, _| upstreams.contains_key(url));
-        self.gateway.unhealthy.retain(|url| upstreams.contains_key(url));
-        for (url, upstream) in upstreams {
-            if !self.gateway.checking.insert(url.clone()) {
-                continue; // the one before has not ended
-            }
-            let events = self.gateway.events.clone();
-            let path = options.path.clone();
-            let timeout = Duration::from_millis(options.timeout_ms.max(1));
-            tokio::task::spawn_local(async move {
-                let healthy = check(&upstream, &path, timeout).await;
-                let _ = events.send(GatewayEvent::Checked { url, healthy });
-            });
-        }
+        self.swaps_on_time(now);
+        self.check_on_time(now);
     }
 
     /// New upstreams take a route over. Returns those that leave it.
@@ -358,36 +347,19 @@ impl Core {
             configured.into_iter().flatten().map(|one| one.url.clone()).collect();
         let before = self.routes_in_force().into_iter().find(|known| known.name == route);
         for target in &targets {
-            // It has just been proven.
-            self.gateway.unhealthy.remove(&target.url);
-            self.gateway.streaks.remove(&target.url);
+            self.gateway.health.on_proven(&target.url);
+            // Nobody has finished with it; it begins.
+            self.gateway.idle.remove(&target.url);
         }
         let stay: BTreeSet<String> = targets.iter().map(|one| one.url.clone()).collect();
-        self.gateway.replaced.insert(route.to_owned(), (configured, targets));
-        self.broadcast_routes();
+        let replaced = store::Replaced { instead_of: configured, upstreams: targets };
+        self.gateway.replaced.insert(route.to_owned(), replaced);
+        self.gateway_changed();
         before
             .into_iter()
             .flat_map(|route| route.upstreams)
             .map(|one| one.url)
             .filter(|url| !stay.contains(url))
             .collect()
-    }
-
-    /// The WebSockets of upstreams that have been replaced leave them, now or when time is up.
-    pub fn leave_upstreams(&mut self, urls: &[String], reconnect: bool, over_ms: u64) {
-        for url in urls {
-            let message = ToWorker::LeaveUpstream { url: url.clone(), reconnect, over_ms };
-            self.tell_gateways(&message);
-        }
-    }
-
-    /// What becomes of WebSockets when their upstream is replaced.
-    pub fn swap_policy(&self) -> SwapPolicy {
-        self.gateway_options().app.websockets
-    }
-
-    /// Name of the route that the application serves.
-    pub fn application_route() -> &'static str {
-        DEFAULT_ROUTE
     }
 }

@@ -144,7 +144,7 @@ pub struct Verdict {
     pub drained_connections: u64,
     /// Connections that died with a process during the reload.
     pub lost_connections: u64,
-    /// Held requests that were replayed.
+    /// Held requests that were sent during the reload.
     pub replayed_requests: u64,
     /// The strategy.
     pub strategy: String,
@@ -207,6 +207,8 @@ pub(in crate::supervisor) struct Circumstances<'a> {
     pub tallies: &'a BTreeMap<WorkerId, Tally>,
     pub blue: &'a BTreeSet<WorkerId>,
     pub migrate: bool,
+    /// Held requests that were sent meanwhile.
+    pub replayed: u64,
 }
 
 impl Verdict {
@@ -218,7 +220,7 @@ impl Verdict {
 
     /// Fills in everything that follows from the facts.
     pub(in crate::supervisor) fn new(given: &Circumstances<'_>) -> Verdict {
-        let Circumstances { outcome, facts, tallies, blue, migrate } = given;
+        let Circumstances { outcome, facts, tallies, blue, migrate, replayed } = given;
         let committed = **outcome == Outcome::Committed;
         // Outgoing is the side that no longer serves.
         let outgoing = |worker: &WorkerId| blue.contains(worker) == committed;
@@ -262,7 +264,7 @@ impl Verdict {
             migrated_connections: if committed { taken_by_serving } else { 0 },
             drained_connections: drain_reasons.values().sum(),
             lost_connections: lost_connections(&all_tallies),
-            replayed_requests: 0,
+            replayed_requests: *replayed,
             blackout_us: Blackout::from_counts(
                 facts.incoming.values().flat_map(|report| &report.blackout_us),
             ),
@@ -323,6 +325,7 @@ mod tests {
             tallies: &BTreeMap::new(),
             blue: &BTreeSet::new(),
             migrate: true,
+            replayed: 0,
         });
         let json = serde_json::to_value(&verdict).unwrap();
         for field in [
@@ -358,6 +361,7 @@ mod tests {
             tallies: &tallies,
             blue: &BTreeSet::from([1]),
             migrate: true,
+            replayed: 0,
         });
         assert_eq!(verdict.returned_connections, 7);
         assert_eq!((verdict.drained_connections, verdict.lost_connections), (3, 0));

@@ -27,6 +27,7 @@ impl Core {
             tallies: &BTreeMap::new(),
             blue: &BTreeSet::new(),
             migrate: true,
+            replayed: 0,
         });
         let strategy = wanted.shown_strategy(self.settings.strategy);
         self.complete(&mut verdict, strategy, wanted.requested, self.current);
@@ -61,6 +62,7 @@ impl Core {
             tallies: &tallies,
             blue: &reload.blue_workers,
             migrate: reload.migrate,
+            replayed: self.counters().replayed_requests.saturating_sub(reload.replayed_before),
         });
         let drain = Duration::from_millis(reload.settings.drain_timeout_ms);
         match outcome {
@@ -96,7 +98,6 @@ impl Core {
         let first_start = reload.blue.is_none() && self.current.is_none();
         if first_start && !verdict.reload_successful {
             let why = verdict.error.clone().unwrap_or_default();
-            self.leave_nothing();
             self.finished = Some(Err(format!("cannot start: {why}")));
             return;
         }

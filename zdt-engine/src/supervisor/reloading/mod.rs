@@ -66,6 +66,8 @@ pub(in crate::supervisor) struct ActiveReload {
     /// Green workers that have not yet armed the shared sockets.
     pub arming_shared: BTreeSet<WorkerId>,
     pub last_progress: Option<Progress>,
+    /// Held requests that had been sent before it began.
+    pub replayed_before: u64,
 }
 
 impl ActiveReload {
@@ -373,6 +375,7 @@ impl Core {
             dead: BTreeMap::new(),
             arming_shared: BTreeSet::new(),
             last_progress: None,
+            replayed_before: self.counters().replayed_requests,
         });
         self.pending_actions.extend(actions);
         Ok(())

@@ -225,6 +225,7 @@ impl Core {
             totals: self.totals,
             counters: self.counters(),
             last_reload: self.last_verdict.clone(),
+            applications: self.gateway.applications(),
         }
     }
 

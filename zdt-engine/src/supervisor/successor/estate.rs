@@ -260,6 +260,7 @@ mod tests {
             totals: Totals { reloads: 3, ..Totals::default() },
             crashes: Vec::new(),
             counters: Counters::default(),
+            gateway: store::Gateway::default(),
         };
         Will {
             run_dir: "/run/x".into(),

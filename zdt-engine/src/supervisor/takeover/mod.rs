@@ -114,6 +114,7 @@ pub(in crate::supervisor) fn take_over(
         None => core.refill(),
     }
     core.tell_ticket_keys();
+    core.take_over_gateway(&state.gateway);
     core.warn_of_differences();
     core.dirty = true;
     Ok(core)
@@ -206,6 +207,7 @@ fn reconstruct(survivors: &[Survivor]) -> Result<store::State, String> {
         crashes: Vec::new(),
         counters: Counters::default(),
         totals: Totals::default(),
+        gateway: store::Gateway::default(),
     })
 }
 
@@ -554,6 +556,7 @@ impl Core {
             dead: BTreeMap::new(),
             arming_shared: BTreeSet::new(),
             last_progress: None,
+            replayed_before: self.counters().replayed_requests,
         });
         self.pending_actions.extend(actions);
     }

@@ -5,6 +5,7 @@
 //!
 //! Must not know: what the state is used for.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::WorkerConfig;
+use crate::config::{UpstreamTarget, WorkerConfig};
 use crate::control::Hello;
 use crate::supervisor::WorkerId;
 use crate::supervisor::handle::{Counters, Totals};
@@ -61,6 +62,62 @@ pub struct State {
     /// What supervisors have counted.
     #[serde(default)]
     pub totals: Totals,
+    /// What the gateway has beyond its configuration.
+    #[serde(default)]
+    pub gateway: Gateway,
+}
+
+/// What the gateway has beyond its configuration: what commands have changed, and applications.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gateway {
+    /// Routes that are held by command.
+    pub held: BTreeSet<String>,
+    /// Upstreams that are in force instead of the configured ones, by route.
+    pub replaced: BTreeMap<String, Replaced>,
+    /// What the health checks have found to be so.
+    pub unhealthy: BTreeSet<String>,
+    /// The number of the last swap, or attempt at one.
+    pub last_swap: u64,
+    /// The application that serves.
+    pub application: Option<Application>,
+    /// One that was started, and that no worker knows of yet.
+    pub starting: Vec<Application>,
+    /// What has been replaced, and finishes what it has.
+    pub ending: Vec<Leaving>,
+}
+
+/// See [`Gateway::replaced`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The configured ones; if the configuration names others, those are in force.
+    pub instead_of: Vec<String>,
+    /// Those in force.
+    pub upstreams: Vec<UpstreamTarget>,
+}
+
+/// An application that zdt has started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Application {
+    /// Its process, which leads a group of its own.
+    pub pid: u32,
+    /// When that was started: proof that it is the same.
+    pub start_ticks: u64,
+    /// Where it listens.
+    pub url: String,
+    /// The swap that brought it.
+    pub generation: u64,
+}
+
+/// See [`Gateway::ending`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Upstreams that are in no route any more.
+    pub urls: Vec<String>,
+    /// Who listens there, if zdt has started it.
+    pub application: Option<Application>,
+    /// Its WebSockets go on elsewhere at once.
+    pub reconnect: bool,
 }
 
 /// A generation.
@@ -231,7 +288,40 @@ mod tests {
             }],
             counters: Counters { requests: 7, ..Counters::default() },
             totals: Totals { reloads: 3, ..Totals::default() },
+            gateway: gateway(),
         }
+    }
+
+    fn gateway() -> Gateway {
+        let application = |pid| Application {
+            pid,
+            start_ticks: 7,
+            url: format!("http://127.0.0.1:{pid}"),
+            generation: 3,
+        };
+        let target = UpstreamTarget::parse("http://127.0.0.1:1").unwrap();
+        let replaced = Replaced { instead_of: Vec::new(), upstreams: vec![target] };
+        Gateway {
+            held: BTreeSet::from(["default".to_owned()]),
+            replaced: BTreeMap::from([("default".to_owned(), replaced)]),
+            unhealthy: BTreeSet::from(["http://127.0.0.1:2".to_owned()]),
+            last_swap: 4,
+            application: Some(application(5)),
+            starting: vec![application(6)],
+            ending: vec![Leaving {
+                urls: vec!["unix:/x".to_owned()],
+                application: None,
+                reconnect: true,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_state_of_before_the_gateway_had_one_is_read() {
+        let mut old = serde_json::to_value(state()).unwrap();
+        old.as_object_mut().unwrap().remove("gateway");
+        let read: State = serde_json::from_value(old).unwrap();
+        assert_eq!(read, State { gateway: Gateway::default(), ..state() });
     }
 
     #[test]

@@ -82,6 +82,12 @@ impl Board {
             counters.messages_sent = load(&totals.messages_sent);
             counters.bytes_received = load(&totals.bytes_received);
             counters.bytes_sent = load(&totals.bytes_sent);
+            counters.held_requests = load(&totals.held);
+            counters.replayed_requests = load(&totals.replayed);
+            counters.unheld_requests = load(&totals.not_held);
+            counters.displaced_requests = load(&totals.displaced);
+            counters.expired_requests = load(&totals.expired);
+            counters.abandoned_requests = load(&totals.abandoned);
         }
         counters
     }

@@ -7,6 +7,7 @@ use super::exchange::{Leaving, Link, LinkStage, Stage, Todo};
 use crate::config::RouteTarget;
 use crate::control::{GatewayStatus, UpstreamStatus};
 use crate::queue::Scope;
+use crate::shm::SlotTotals;
 
 impl Core {
     /// When [`Core::on_time`] has something to do.
@@ -150,6 +151,18 @@ impl Core {
         }
     }
 
+    /// What goes on being counted when this worker is gone.
+    pub fn publish(&self, totals: &SlotTotals) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let metrics = self.queue.metrics();
+        totals.held.store(self.status.held_total, Relaxed);
+        totals.replayed.store(self.status.replayed, Relaxed);
+        totals.not_held.store(metrics.rejected, Relaxed);
+        totals.displaced.store(metrics.displaced, Relaxed);
+        totals.expired.store(metrics.expired, Relaxed);
+        totals.abandoned.store(self.status.abandoned, Relaxed);
+    }
+
     /// The figures.
     pub fn full_status(&self) -> GatewayStatus {
         let stats = self.queue.stats(self.now_ms);
@@ -169,7 +182,6 @@ impl Core {
             oldest_age_ms: stats.total.oldest_age_ms,
             by_priority: stats.by_priority.to_vec(),
             held_by_route: held.filter(|(_, count)| *count > 0).collect(),
-            held_total: metrics.held,
             rejected: metrics.rejected,
             displaced: metrics.displaced,
             expired: metrics.expired,

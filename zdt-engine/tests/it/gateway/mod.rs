@@ -7,6 +7,7 @@ mod proxy;
 mod smuggling;
 mod swap;
 mod switching;
+mod takeover;
 mod tunnel_clients;
 mod tunnels;
 pub mod upstream;

@@ -32,7 +32,7 @@ fn json(output: &std::process::Output) -> Value {
 #[test]
 fn swaps_and_reloads_under_load_lose_nothing() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let config = "workers = 2\n[gateway.app]\nstart_timeout_ms = 20000\nstop_timeout_ms = 2000";
+    let config = "workers = 2\n[gateway.app]\nstart_timeout_ms = 20000\nstop_timeout_ms = 2000\nuser = \"root\"";
     let engine = Engine::start(
         Options::config(config)
             .and("--steering", "off")
@@ -71,7 +71,7 @@ fn swaps_and_reloads_under_load_lose_nothing() {
     // A new one that never answers changes nothing.
     std::fs::write(dir.path().join("broken"), "").expect("write");
     std::fs::write(engine.run_dir().join("note"), "").expect("write");
-    engine.configure("workers = 2\n[gateway.app]\nstart_timeout_ms = 500\nstop_timeout_ms = 2000");
+    engine.configure("workers = 2\n[gateway.app]\nstart_timeout_ms = 500\nstop_timeout_ms = 2000\nuser = \"root\"");
     engine.reload_well();
     let failed = engine.zdt(&["reload", "--app", "--json"]);
     let why = String::from_utf8_lossy(&failed.stderr).into_owned();
@@ -82,7 +82,6 @@ fn swaps_and_reloads_under_load_lose_nothing() {
     for client in clients {
         client.join().expect("a client");
     }
-    // Killed, as the end of a test does it, the supervisor would leave the application behind.
     assert!(engine.zdt(&["stop", "--now"]).status.success());
 }
 

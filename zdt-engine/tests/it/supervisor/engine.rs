@@ -300,6 +300,20 @@ impl Drop for Engine {
                 }
             }
         }
+        // So do applications of a gateway.
+        let gateway = &state["gateway"];
+        let ending = gateway["ending"].as_array().into_iter().flatten();
+        for application in std::iter::once(&gateway["application"])
+            .chain(gateway["starting"].as_array().into_iter().flatten())
+            .chain(ending.map(|ending| &ending["application"]))
+        {
+            let pid = application["pid"].as_i64().unwrap_or_default() as i32;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let start = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19));
+            if pid > 1 && start == Some(application["start_ticks"].to_string().as_str()) {
+                let _ = nix::sys::signal::killpg(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
         if !std::thread::panicking() && !self.options.faults.contains("worker.violate") {
             // Whatever a worker does must be in the table of its filter.
             let log = self.log();
