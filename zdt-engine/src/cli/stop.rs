@@ -76,6 +76,12 @@ fn stop_workers(run_dir: &Path, now: bool) -> Result<u32, String> {
     for link in &links {
         drain_link(link, deadline)?;
     }
+    // Nobody is behind them any more; whoever looks next finds nobody.
+    for worker in workers_in(run_dir).unwrap_or_default() {
+        if connect_to_worker(run_dir, worker).is_err() {
+            let _ = std::fs::remove_file(run_dir.join(format!("worker-{worker}.sock")));
+        }
+    }
     u32::try_from(links.len()).map_err(|error| error.to_string())
 }
 
