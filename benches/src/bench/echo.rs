@@ -26,10 +26,12 @@ impl Row {
         format!("{size}, {} connections, {} in flight", self.connections, self.in_flight)
     }
 
-    /// Whether this peer belongs into this row: of the two bare echoes, one.
+    /// Whether this peer belongs into this row. Large buffers are for large messages: of the two bare echoes, one is
+    /// in; with tungstenite the small ones stay beside them, since either may be the better choice.
     fn wants(&self, peer: &Peer) -> bool {
-        peer.echo_target.is_some()
-            || peer.configuration.contains("32 KiB") == (self.payload_bytes > 4096)
+        let (is_large, has_large) =
+            (self.payload_bytes > 4096, peer.configuration.contains("32 KiB"));
+        is_large == has_large || (is_large && peer.echo_target.is_some())
     }
 
     fn target(&self, peer: &Peer) -> Target {
@@ -46,12 +48,16 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     let (cpu, _pinned) = pin_client(report)?;
     let wanted = if settings.tls {
         let name = "tokio-rustls with tungstenite";
-        vec![(name, peers::start(Builtin::TungsteniteTls, cpu))]
+        vec![
+            (name, peers::start(Builtin::TungsteniteTls, cpu)),
+            ("the same with 32 KiB buffers", peers::start(Builtin::TungsteniteTlsLarge, cpu)),
+        ]
     } else {
         vec![
             ("bare io_uring", peers::start(Builtin::BareEcho, cpu)),
             ("bare io_uring", peers::start(Builtin::BareEchoLarge, cpu)),
             ("tokio-tungstenite", peers::start(Builtin::Tungstenite, cpu)),
+            ("the same with 32 KiB buffers", peers::start(Builtin::TungsteniteLarge, cpu)),
             ("fastwebsockets", peers::start(Builtin::Fastwebsockets, cpu)),
             ("Bun", peers::bun::start(cpu)),
         ]

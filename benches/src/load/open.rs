@@ -266,3 +266,34 @@ impl OpenLoop {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::peers::{demo, demo2};
+
+    #[test]
+    fn echoes_come_back_over_both_versions() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let SocketAddr::V4(back) = listener.local_addr().unwrap() else { unreachable!() };
+        std::thread::spawn(move || demo::serve(listener, demo::Fault::None));
+        let front = demo2::front(back).unwrap();
+        for http2 in [false, true] {
+            let exchange = Exchange::echo(Some("/ws/echo"), 64, 1);
+            let mut load = OpenLoop::connect(front, exchange, 20, http2).unwrap();
+            load.echo_once().unwrap();
+            let start = Instant::now();
+            let latencies = load
+                .run(1000.0, |now| match now - start {
+                    past if past < Duration::from_millis(100) => Phase::Record,
+                    _ => Phase::Stop,
+                })
+                .unwrap();
+            assert!(latencies.len() > 20, "{http2}: {}", latencies.len());
+            assert_eq!(load.dropped(), 0);
+            load.close().unwrap();
+        }
+    }
+}

@@ -114,8 +114,12 @@ pub enum Builtin {
     BareHttp,
     /// tokio-tungstenite echo.
     Tungstenite,
-    /// The same behind tokio-rustls.
+    /// The same with 32 KiB buffers, for large messages.
+    TungsteniteLarge,
+    /// tokio-tungstenite echo behind tokio-rustls.
     TungsteniteTls,
+    /// The same with 32 KiB buffers.
+    TungsteniteTlsLarge,
     /// fastwebsockets echo.
     Fastwebsockets,
     /// hyper with h2: small HTTP/2 answers.
@@ -138,10 +142,12 @@ pub fn serve(builtin: Builtin, port: u16, tls: Option<(PathBuf, PathBuf)>) -> Re
         Builtin::BareEcho => bare::serve(&listener, false, 4096)?,
         Builtin::BareEchoLarge => bare::serve(&listener, false, 32 << 10)?,
         Builtin::BareHttp => bare::serve(&listener, true, 4096)?,
-        Builtin::Tungstenite => tungstenite::serve(listener)?,
-        Builtin::TungsteniteTls => {
+        Builtin::Tungstenite => tungstenite::serve(listener, 4096)?,
+        Builtin::TungsteniteLarge => tungstenite::serve(listener, 32 << 10)?,
+        Builtin::TungsteniteTls | Builtin::TungsteniteTlsLarge => {
             let (certificate, key) = tls.context("--tls-cert and --tls-key are needed")?;
-            tungstenite_tls::serve(listener, &certificate, &key)?;
+            let buffer_bytes = if builtin == Builtin::TungsteniteTls { 4096 } else { 32 << 10 };
+            tungstenite_tls::serve(listener, &certificate, &key, buffer_bytes)?;
         }
         Builtin::Fastwebsockets => fast::serve(listener)?,
         Builtin::Hyper2 => hyper2::serve(listener)?,
@@ -168,11 +174,23 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
             Some("/"),
             "0.30, one thread, 4 KiB read and write buffers, flush when nothing more is waiting",
         ),
+        Builtin::TungsteniteLarge => (
+            "tokio-tungstenite, 32 KiB buffers",
+            "tungstenite-large",
+            Some("/"),
+            "0.30, one thread, 32 KiB read and write buffers, flush when nothing more is waiting",
+        ),
         Builtin::TungsteniteTls => (
             "tokio-rustls with tungstenite",
             "tungstenite-tls",
             Some("/"),
-            "tokio-rustls 0.26 with ring, tungstenite 0.30 as above",
+            "tokio-rustls 0.26 with ring, tungstenite 0.30 with 4 KiB buffers",
+        ),
+        Builtin::TungsteniteTlsLarge => (
+            "tokio-rustls with tungstenite, 32 KiB buffers",
+            "tungstenite-tls-large",
+            Some("/"),
+            "tokio-rustls 0.26 with ring, tungstenite 0.30 with 32 KiB buffers",
         ),
         Builtin::Fastwebsockets => {
             ("fastwebsockets", "fastwebsockets", Some("/"), "0.10, one thread, hyper upgrade")
@@ -182,7 +200,7 @@ pub fn start(builtin: Builtin, cpu: usize) -> Result<Peer> {
     let address = free_address()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["peer", argument, "--port", &address.port().to_string()]).stdin(Stdio::null());
-    if matches!(builtin, Builtin::TungsteniteTls) {
+    if matches!(builtin, Builtin::TungsteniteTls | Builtin::TungsteniteTlsLarge) {
         let (certificate, key) = crate::secure::Identity::own()?.paths();
         command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
         crate::secure::register(address);

@@ -1,5 +1,5 @@
-//! WebSocket echo of tokio-tungstenite, set up as well as it can be: one thread, 4 KiB buffers (its
-//! default of 128 KiB makes it slower), replies flushed together while more messages are waiting.
+//! WebSocket echo of tokio-tungstenite, set up as well as it can be: one thread, buffers as large as suits the messages
+//! (its default of 128 KiB makes it slower), replies flushed together while more messages are waiting.
 //!
 //! Must not know: who measures.
 
@@ -11,21 +11,22 @@ use tokio_tungstenite::accept_async_with_config;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Serves until the process ends.
-pub fn serve(listener: TcpListener) -> std::io::Result<()> {
+pub fn serve(listener: TcpListener, buffer_bytes: usize) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             let (stream, _) = listener.accept().await?;
-            tokio::spawn(echo(stream));
+            tokio::spawn(echo(stream, buffer_bytes));
         }
     })
 }
 
 /// Echoes on one connection until it ends.
-pub async fn echo(stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(4096);
+pub async fn echo(stream: impl AsyncRead + AsyncWrite + Unpin, buffer_bytes: usize) {
+    let config =
+        WebSocketConfig::default().read_buffer_size(buffer_bytes).write_buffer_size(buffer_bytes);
     let Ok(mut socket) = accept_async_with_config(stream, Some(config)).await else { return };
     loop {
         // What is there already is answered with one flush; `feed` flushes a full buffer itself.

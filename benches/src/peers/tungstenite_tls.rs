@@ -11,7 +11,12 @@ use tokio_rustls::TlsAcceptor;
 use super::tungstenite::echo;
 
 /// Serves until the process ends.
-pub fn serve(listener: TcpListener, certificate: &Path, key: &Path) -> Result<()> {
+pub fn serve(
+    listener: TcpListener,
+    certificate: &Path,
+    key: &Path,
+    buffer_bytes: usize,
+) -> Result<()> {
     let acceptor = TlsAcceptor::from(crate::secure::server_config(certificate, key)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
@@ -22,7 +27,7 @@ pub fn serve(listener: TcpListener, certificate: &Path, key: &Path) -> Result<()
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    echo(stream).await;
+                    echo(stream, buffer_bytes).await;
                 }
             });
         }
