@@ -133,7 +133,7 @@ impl Shared {
 }
 
 enum Kind {
-    WebSocket(websocket::Client),
+    WebSocket(Box<websocket::Client>),
     Http(http::Client),
 }
 
@@ -376,7 +376,7 @@ fn connect_all(
         if let Some(group) = group(options, number) {
             kind = kind.over_http2(group, scheme, &host).map_err(anyhow::Error::msg)?;
         }
-        traffic.members.push(Member { id: None, kind: Kind::WebSocket(kind) });
+        traffic.members.push(Member { id: None, kind: Kind::WebSocket(Box::new(kind)) });
     }
     let modes = [
         (http::Mode::Kept, options.kept),
