@@ -52,10 +52,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// One of so many chances is taken; there are fewer ticks, pings and downloads than messages.
+    /// One of so many chances is taken; there are fewer ticks, pings and large bodies than messages.
     fn one_of(self) -> u64 {
         match self {
-            Self::SkipTick | Self::LosePong | Self::ChangeDownload => 5,
+            Self::SkipTick | Self::LosePong | Self::ChangeDownload | Self::ChangeBody => 5,
             _ => 40,
         }
     }
