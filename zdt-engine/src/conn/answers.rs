@@ -43,7 +43,7 @@ impl Connection {
     pub fn room(&self, slot: Slot, environment: &Environment<'_>, free: usize) -> usize {
         match &self.stage {
             Stage::Http2(stack) => {
-                let most = environment.http2.stream_buffer_bytes as usize;
+                let most = stack.machine.buffer_bound(environment.http2.stream_buffer_bytes);
                 free.min(most.saturating_sub(stack.machine.buffered(slot.index())))
             }
             _ => free,
@@ -54,7 +54,7 @@ impl Connection {
     pub fn has_room(&self, slot: Slot, environment: &Environment<'_>) -> bool {
         match &self.stage {
             Stage::Http2(stack) => {
-                let most = environment.http2.stream_buffer_bytes as usize;
+                let most = stack.machine.buffer_bound(environment.http2.stream_buffer_bytes);
                 stack.machine.buffered(slot.index()) <= most / 2
             }
             _ => true,

@@ -16,6 +16,7 @@ mod hostile_back_pressure;
 mod hostile_descriptors;
 mod hostile_gateway;
 mod hostile_half_closed;
+mod hostile_http2;
 mod hostile_port;
 mod http1_differential;
 mod http2_clients;

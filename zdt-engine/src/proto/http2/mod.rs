@@ -14,8 +14,8 @@
 //! - An [`Error`] ends the connection; GOAWAY has been written.
 //!
 //! What a peer may make the machine hold or do is bounded: one frame of input, one header block,
-//! [`Options::stream_buffer_bytes`] for each stream beyond what its own window lets in, and leaky
-//! buckets for frames that are of no use (see `guard.rs`). Priorities are parsed and ignored.
+//! [`Options::stream_buffer_bytes`] for each stream beyond what its own window lets in (much less once many
+//! streams wait, see [`Http2::buffer_bound`]), and leaky buckets for frames that are of no use (see `guard.rs`). Priorities are parsed and ignored.
 //!
 //! Must not know: I/O, clocks (time is an argument), randomness, what a service does, WebSocket.
 
@@ -60,6 +60,9 @@ const MAX_CONTINUATIONS: u16 = 64;
 
 /// Most settings of ours that may wait for their acknowledgement.
 const MAX_PENDING_SETTINGS: usize = 4;
+
+/// Streams of one connection that may have full buffers at a time.
+const FULL_BUFFERS: usize = 4;
 
 /// Bounds for what a client may send, for each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -353,6 +356,18 @@ impl Http2 {
     /// Bytes of a stream that wait for its windows.
     pub fn buffered(&self, slot: usize) -> usize {
         self.streams.get(slot).map_or(0, Stream::buffered)
+    }
+
+    /// How much a stream may have waiting for the windows. All of [`Options::stream_buffer_bytes`] while the
+    /// streams together have no more than four times that, and a sixteenth beyond: a client that opens many
+    /// and takes nothing must not have as many full buffers, and those that it does read must go on.
+    pub fn buffer_bound(&self, stream_buffer_bytes: u32) -> usize {
+        let each = stream_buffer_bytes as usize;
+        if self.streams.len() <= FULL_BUFFERS {
+            return each;
+        }
+        let all: usize = self.streams.iter().map(|(_, stream)| stream.buffered()).sum();
+        if all < each * FULL_BUFFERS { each } else { (each / 16).max(1) }
     }
 
     /// True if a stream has bytes that wait for the windows.
