@@ -27,6 +27,7 @@ mod layers;
 mod library;
 mod proxy_protocol;
 mod push;
+mod soak;
 mod steering;
 mod supervisor;
 mod system_adder;
