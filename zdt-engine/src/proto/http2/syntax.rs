@@ -6,6 +6,7 @@ const TOKEN: u8 = 1;
 const UPPER: u8 = 2;
 const VALUE: u8 = 4;
 const TARGET: u8 = 8;
+const HOST: u8 = 16;
 
 /// What each byte may be part of.
 static CLASS: [u8; 256] = {
@@ -44,6 +45,13 @@ static CLASS: [u8; 256] = {
         if c.is_ascii_graphic() && !matches!(c, b'"' | b'<' | b'>' | b'#' | b'\\') {
             class[byte] |= TARGET;
         }
+        // RFC 3986 §3.2.2, reg-name, less the comma: HTTP/1.1 behind a gateway takes it for two.
+        if c.is_ascii_alphanumeric()
+            || matches!(c, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$')
+            || matches!(c, b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=')
+        {
+            class[byte] |= HOST;
+        }
         byte += 1;
     }
     class
@@ -80,6 +88,27 @@ pub(super) fn is_sendable_value(bytes: &[u8]) -> bool {
 /// A path with its query.
 pub(super) fn is_target(bytes: &[u8]) -> bool {
     all(bytes, TARGET)
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110 §4.2): no user information (RFC 9113 §8.3.1), no blanks, no quotes.
+pub(super) fn is_authority(bytes: &[u8]) -> bool {
+    let (host, rest) = match bytes.strip_prefix(b"[") {
+        Some(inside) => {
+            let Some(end) = inside.iter().position(|&byte| byte == b']') else { return false };
+            let is_address = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.');
+            if end == 0 || !inside[..end].iter().all(is_address) {
+                return false;
+            }
+            (&b""[..], &inside[end + 1..])
+        }
+        None => bytes.split_at(bytes.iter().position(|&byte| byte == b':').unwrap_or(bytes.len())),
+    };
+    let is_port = match rest.split_first() {
+        None => true,
+        Some((b':', port)) => port.iter().all(u8::is_ascii_digit),
+        Some(_) => false,
+    };
+    all(host, HOST) && is_port
 }
 
 /// Decimal digits that fit.

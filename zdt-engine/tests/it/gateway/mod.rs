@@ -2,6 +2,7 @@
 //! there.
 
 mod hold;
+mod http2;
 mod moving;
 mod proxy;
 mod smuggling;
