@@ -59,11 +59,21 @@ pub(super) fn queue(args: &QueueArgs) -> Result<ExitCode, String> {
     match &args.command {
         QueueCommand::Flush { route, json } => {
             let request = GatewayRequest::Flush { route: route.clone() };
-            if let GatewayReply::Flushed { workers } = ask(&args.run_dir, request, false)? {
+            if let GatewayReply::Flushed { workers, flushed_requests, buffered_requests } =
+                ask(&args.run_dir, request, false)?
+            {
                 if *json {
-                    print_json(&serde_json::json!({ "flushed": true, "workers": workers }))?;
+                    print_json(&serde_json::json!({
+                        "flushed": true,
+                        "workers": workers,
+                        "flushed_requests": flushed_requests,
+                        "buffered_requests": buffered_requests,
+                    }))?;
                 } else {
-                    println!("the queues of {workers} workers are empty");
+                    println!(
+                        "{flushed_requests} requests of {workers} workers were answered with 503; \
+                         {buffered_requests} are held"
+                    );
                 }
             }
         }
@@ -115,13 +125,15 @@ fn print_stats(total: &GatewayStatus) {
         println!("  {route}: {held}");
     }
     println!(
-        "since the start: {} held, {} replayed, {} rejected, {} displaced, {} expired, {} abandoned",
+        "since the start: {} held, {} replayed, {} rejected, {} displaced, {} expired, {} abandoned, \
+         {} flushed",
         total.held_total,
         total.replayed,
         total.rejected,
         total.displaced,
         total.expired,
-        total.abandoned
+        total.abandoned,
+        total.flushed
     );
     for upstream in &total.upstreams {
         let health = if upstream.healthy { "healthy" } else { "not in use" };

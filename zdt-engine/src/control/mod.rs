@@ -439,6 +439,8 @@ pub struct GatewayStatus {
     pub expired: u64,
     /// Held requests whose client went away.
     pub abandoned: u64,
+    /// Held requests that were given up by command.
+    pub flushed: u64,
     /// Held requests that were compressed.
     pub compressed: u64,
     /// Requests that were sent again.
@@ -473,6 +475,7 @@ impl GatewayStatus {
         self.displaced += other.displaced;
         self.expired += other.expired;
         self.abandoned += other.abandoned;
+        self.flushed += other.flushed;
         self.compressed += other.compressed;
         self.retries += other.retries;
         self.upstream_failures += other.upstream_failures;

@@ -82,6 +82,12 @@ pub enum GatewayReply {
     Flushed {
         /// Workers that were told.
         workers: u32,
+        /// Requests that were answered with 503.
+        #[serde(default)]
+        flushed_requests: u64,
+        /// Requests that are still held, by other routes or because they came later.
+        #[serde(default)]
+        buffered_requests: u64,
     },
     /// New upstreams have a route.
     Swapped(Swapped),

@@ -27,7 +27,9 @@ use crate::config::{GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteTarget, U
 use crate::control::ToWorker;
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
-use crate::supervisor::handle::{ApplicationStats, FlushReport, GatewayReply, GatewayRequest};
+use crate::supervisor::handle::{
+    ApplicationStats, FlushReport, GatewayReply, GatewayRequest, Status,
+};
 use crate::supervisor::takeover::store;
 use crate::supervisor::workers::generations::Generation;
 
@@ -259,8 +261,14 @@ impl Core {
                     let _ = answer.send(unknown(route));
                     return;
                 }
-                let workers = self.tell_gateways(&ToWorker::FlushQueue { route });
-                let _ = answer.send(Ok(GatewayReply::Flushed { workers }));
+                self.flush(
+                    route,
+                    |workers, FlushReport { flushed_requests, buffered_requests }| {
+                        let flushed =
+                            GatewayReply::Flushed { workers, flushed_requests, buffered_requests };
+                        let _ = answer.send(Ok(flushed));
+                    },
+                );
             }
             GatewayRequest::SetUpstreams { route, urls } => {
                 if !names.contains(&route) {
@@ -306,18 +314,35 @@ impl Core {
         }
     }
 
-    /// Everything that is held is answered with 503. How much that is, the workers say just before.
+    /// Everything that is held is answered with 503.
     pub fn begin_flush(&mut self, reply: oneshot::Sender<FlushReport>) {
         if self.gateway_config().is_none() {
             let _ = reply.send(FlushReport::default());
             return;
         }
-        let (status, before) = oneshot::channel();
+        self.flush(None, |_, report| {
+            let _ = reply.send(report);
+        });
+    }
+
+    /// The workers say how much that was: their figures just before and just after, over the connection on
+    /// which the command goes in between.
+    fn flush(&mut self, route: Option<String>, then: impl FnOnce(u32, FlushReport) + 'static) {
+        let ((status, before), (again, after)) = (oneshot::channel(), oneshot::channel());
         self.begin_status(status);
-        self.tell_gateways(&ToWorker::FlushQueue { route: None });
+        let workers = self.tell_gateways(&ToWorker::FlushQueue { route });
+        self.begin_status(again);
         tokio::task::spawn_local(async move {
-            let flushed_requests = before.await.map_or(0, |status| status.buffered_requests);
-            let _ = reply.send(FlushReport { flushed_requests, buffered_requests: 0 });
+            let (before, after) = (before.await, after.await);
+            let flushed = |status: &Status| -> u64 {
+                let figures = status.worker_stats.values().map(|worker| &worker.figures);
+                figures.filter_map(|one| one.gateway.as_ref()).map(|gateway| gateway.flushed).sum()
+            };
+            let count = |status: Option<&Status>| status.map_or(0, &flushed);
+            let (before, after) = (before.ok(), after.ok());
+            let flushed_requests = count(after.as_deref()).saturating_sub(count(before.as_deref()));
+            let buffered_requests = after.map_or(0, |status| status.buffered_requests);
+            then(workers, FlushReport { flushed_requests, buffered_requests });
         });
     }
 

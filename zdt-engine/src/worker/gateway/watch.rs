@@ -185,6 +185,7 @@ impl Core {
             rejected: metrics.rejected,
             displaced: metrics.displaced,
             expired: metrics.expired,
+            flushed: metrics.flushed,
             compressed: metrics.compressed,
             upstreams: upstreams.collect(),
             ..self.status.clone()

@@ -121,8 +121,15 @@ fn upstreams_are_replaced_by_command_and_requests_held() {
     assert!(engine.zdt(&["hold", "default"]).status.success());
     let mut given_up = begin(address, "GET /flushed HTTP/1.1\r\nHost: test");
     eventually("it is held", || stats()["held_requests"] == 1);
-    assert!(engine.zdt(&["queue", "flush"]).status.success());
+    let flushed = json(&engine.zdt(&["queue", "flush", "--json"]));
+    assert_eq!(
+        (&flushed["flushed_requests"], &flushed["buffered_requests"]),
+        (&1.into(), &0.into())
+    );
     assert_eq!(read_answer(&mut given_up).status, 503);
+    assert_eq!(stats()["flushed"], 1);
+    let nothing = json(&engine.zdt(&["queue", "flush", "default", "--json"]));
+    assert_eq!(nothing["flushed_requests"], 0, "{nothing}");
 }
 
 #[test]
