@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         let result = match call % 8 {
             0 => http.respond(&mut output, 200, &[], b"body", b""),
             1 => http.start_response(&mut output, 200, &[], BodyLength::Known(4), b""),
-            2 => http.start_response(&mut output, 200, &[], BodyLength::Chunked, b""),
+            2 => http.start_response(&mut output, 200, &[], BodyLength::Unknown, b""),
             3 => http.write_body(&mut output, b"bo"),
             4 => http.finish_response(&mut output),
             5 => http.upgrade(&mut output, "websocket", &[]),

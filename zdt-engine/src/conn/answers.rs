@@ -5,19 +5,10 @@
 //! Must not know: the service.
 
 use super::{Connection, Environment, ReceiveEnd, Slot, Stage, Upgrade, is_responding};
+use crate::proto::BodyLength;
 use crate::proto::http1::ResponseState;
 use crate::proto::http2::ErrorCode;
 use crate::proto::websocket::{MessageKind, WebSocket};
-use crate::proto::{http1, http2};
-
-/// Length of a response body, known before it begins or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyLength {
-    /// Exactly so many bytes.
-    Known(u64),
-    /// Found out on the way.
-    Unknown,
-}
 
 impl Connection {
     /// The protocol's own number of a stream; 0 in HTTP/1.1.
@@ -94,17 +85,9 @@ impl Connection {
     ) -> bool {
         match &mut self.stage {
             Stage::Http1(machine) => {
-                let length = match length {
-                    BodyLength::Known(bytes) => http1::BodyLength::Known(bytes),
-                    BodyLength::Unknown => http1::BodyLength::Chunked,
-                };
                 machine.start_response(out, status, headers, length, environment.date).is_ok()
             }
             Stage::Http2(stack) => {
-                let length = match length {
-                    BodyLength::Known(bytes) => http2::BodyLength::Known(bytes),
-                    BodyLength::Unknown => http2::BodyLength::Unknown,
-                };
                 stack.start_response(slot, environment, out, status, headers, length)
             }
             _ => false,

@@ -26,7 +26,6 @@ use crate::proto::Payload;
 use crate::proto::http1::{self, Http1, ResponseState};
 use crate::proto::websocket::{MessageKind, WebSocket};
 
-pub use answers::BodyLength;
 pub use deadline::{Overdue, Progress};
 pub use persist::{JSON_CODECS, KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};

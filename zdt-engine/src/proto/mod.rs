@@ -17,3 +17,14 @@ pub mod tls;
 pub mod websocket;
 
 pub use input::{Input, Payload};
+
+/// How long a response body will be, for every version of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// There is none.
+    None,
+    /// Exactly so many bytes.
+    Known(u64),
+    /// Found out on the way: chunked in HTTP/1.1, until the end of the connection for a client of HTTP/1.0.
+    Unknown,
+}

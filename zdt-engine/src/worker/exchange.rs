@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use crate::conn::{self, Connection, Environment, Slot, Upgrade};
-use crate::proto::websocket::MessageKind;
+use crate::conn::{Connection, Environment, Slot, Upgrade};
+use crate::proto::{self, websocket::MessageKind};
 use crate::service::{Actions, BodyLength, ConnectionId, ParkId, PushSink, StreamId, WorkerInfo};
 
 use super::inbox::Inbox;
@@ -74,8 +74,8 @@ impl Actions for Exchange<'_> {
             self.connection.send_continue(self.slot, self.out);
         }
         let length = match length {
-            BodyLength::Known(bytes) => conn::BodyLength::Known(bytes),
-            BodyLength::Unknown => conn::BodyLength::Unknown,
+            BodyLength::Known(bytes) => proto::BodyLength::Known(bytes),
+            BodyLength::Unknown => proto::BodyLength::Unknown,
         };
         let done = self.connection.start_response(
             self.slot,

@@ -55,6 +55,7 @@ use super::Input;
 use body::{ChunkStep, Chunked, Used};
 use head::{Progress, Step};
 
+pub use super::BodyLength;
 pub use error::{Error, ResponseError};
 pub use persist::{Http1Head, Http1State, RestoreError};
 pub use request::{BodyKind, Headers, Request, Version};
@@ -97,17 +98,6 @@ pub enum Event<'b> {
     Body(&'b [u8]),
     /// Its body is complete; follows the request at once if it has none.
     End,
-}
-
-/// How a response body will be framed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyLength {
-    /// No body.
-    None,
-    /// Exactly that many bytes.
-    Known(u64),
-    /// Unknown beforehand: chunked, or until the end of the connection for an HTTP/1.0 client.
-    Chunked,
 }
 
 /// Where the current response is.

@@ -150,7 +150,7 @@ impl Http1 {
                 }
             }
             // RFC 9112 §6.1: never to a client that has not spoken 1.1.
-            BodyLength::Chunked if self.flags.is_http10 => {
+            BodyLength::Unknown if self.flags.is_http10 => {
                 if self.flags.is_head {
                     Outgoing::Omitted { remaining: None }
                 } else {
@@ -158,7 +158,7 @@ impl Http1 {
                     Outgoing::UntilClose
                 }
             }
-            BodyLength::Chunked => {
+            BodyLength::Unknown => {
                 out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
                 if self.flags.is_head {
                     Outgoing::Omitted { remaining: None }

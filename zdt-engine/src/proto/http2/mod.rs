@@ -41,10 +41,11 @@ use guard::Guard;
 use settings::{Local, Peer};
 use stream::{Outgoing, Stream, Streams};
 
+pub use super::BodyLength;
 pub use frame::ErrorCode;
 pub use persist::{Http2Head, Http2State, RestoreError, StreamHead, StreamState};
 pub use request::{Parts, Request};
-pub use send::{BodyLength, ResponseError};
+pub use send::ResponseError;
 
 /// What a client says first (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -4,16 +4,7 @@
 
 use super::super::hpack::encode;
 use super::frame::{self, HEADER_BYTES};
-use super::{Environment, ErrorCode, Http2, Outgoing, syntax};
-
-/// How long a response body will be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BodyLength {
-    /// Exactly so many bytes.
-    Known(u64),
-    /// Found out on the way.
-    Unknown,
-}
+use super::{BodyLength, Environment, ErrorCode, Http2, Outgoing, syntax};
 
 /// The service's mistake, or a stream that is gone. Nothing was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +95,7 @@ impl Http2 {
                 return Err(ResponseError::BodyTooLong { excess });
             }
             _ if matches!(status, 204 | 205 | 304) => Outgoing::Omitted { remaining: Some(0) },
+            BodyLength::None => Outgoing::Omitted { remaining: Some(0) },
             BodyLength::Known(bytes) if is_head => Outgoing::Omitted { remaining: Some(bytes) },
             BodyLength::Unknown if is_head => Outgoing::Omitted { remaining: None },
             BodyLength::Known(remaining) => Outgoing::Sized { remaining },

@@ -103,7 +103,7 @@ impl Driver {
                 match (request.path, request.body) {
                     ("/early", _) => self.respond(b"early"),
                     ("/copy", BodyKind::Known(length)) => self.start(BodyLength::Known(length)),
-                    ("/chunks", _) => self.start(BodyLength::Chunked),
+                    ("/chunks", _) => self.start(BodyLength::Unknown),
                     _ => {}
                 }
                 self.http.send_continue(&mut self.output);

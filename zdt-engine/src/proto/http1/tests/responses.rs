@@ -50,7 +50,7 @@ fn answer(
 
 #[test]
 fn bodies_are_framed() {
-    use BodyLength::{Chunked, Known, None};
+    use BodyLength::{Known, None, Unknown};
     let check = |request, length, body: &[&str], expected: &str| {
         let (text, kept) = answer(request, 200, &[], length, body);
         assert_eq!(text, format!("HTTP/1.1 200 OK\r\n{expected}"), "{request:?} {length:?}");
@@ -61,38 +61,38 @@ fn bodies_are_framed() {
     let long = "x".repeat(300);
     check(
         GET,
-        Chunked,
+        Unknown,
         &["hello", "", &long],
         &format!("Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n12c\r\n{long}\r\n0\r\n\r\n"),
     );
-    check(GET, Chunked, &[], "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    check(GET, Unknown, &[], "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
     // RFC 9110 §9.3.2: as for GET, but without the body, whether it is written or not.
     check(HEAD, None, &[], "\r\n");
     check(HEAD, Known(5), &[], "Content-Length: 5\r\n\r\n");
     check(HEAD, Known(5), &["hello"], "Content-Length: 5\r\n\r\n");
-    check(HEAD, Chunked, &["hello"], "Transfer-Encoding: chunked\r\n\r\n");
+    check(HEAD, Unknown, &["hello"], "Transfer-Encoding: chunked\r\n\r\n");
     check(OLD, Known(2), &["hi"], "Content-Length: 2\r\nConnection: close\r\n\r\nhi");
     check(OLD_KEPT, Known(2), &["hi"], "Content-Length: 2\r\nConnection: keep-alive\r\n\r\nhi");
     // No chunks for HTTP/1.0: the end of the connection is the end of the body.
-    check(OLD_KEPT, Chunked, &["hi", "ho"], "Connection: close\r\n\r\nhiho");
+    check(OLD_KEPT, Unknown, &["hi", "ho"], "Connection: close\r\n\r\nhiho");
     let old_head = OLD_KEPT.replace("GET", "HEAD");
-    check(&old_head, Chunked, &["hi"], "Connection: keep-alive\r\n\r\n");
+    check(&old_head, Unknown, &["hi"], "Connection: keep-alive\r\n\r\n");
 }
 
 #[test]
 fn statuses_without_a_body_have_none() {
-    use BodyLength::{Chunked, Known, None};
+    use BodyLength::{Known, None, Unknown};
     let head = |status, length| {
         let (text, kept) = answer(GET, status, &[], length, &[]);
         assert!(kept);
         text.split_once("\r\n").map(|(_, fields)| fields.to_owned()).expect("a status line")
     };
-    for length in [None, Known(0), Chunked] {
+    for length in [None, Known(0), Unknown] {
         assert_eq!(head(204, length), "\r\n");
         assert_eq!(head(205, length), "Content-Length: 0\r\n\r\n");
     }
     assert_eq!(head(304, None), "\r\n");
-    assert_eq!(head(304, Chunked), "\r\n");
+    assert_eq!(head(304, Unknown), "\r\n");
     assert_eq!(head(304, Known(7)), "Content-Length: 7\r\n\r\n");
     for status in [204, 205, 304] {
         let (mut http, _) = after(GET);
@@ -347,7 +347,7 @@ fn call() -> impl Strategy<Value = Call> {
     let length = prop_oneof![
         Just(BodyLength::None),
         (0..9u64).prop_map(BodyLength::Known),
-        Just(BodyLength::Chunked)
+        Just(BodyLength::Unknown)
     ];
     let bytes = || proptest::collection::vec(b'a'..=b'z', 0..6);
     prop_oneof![
