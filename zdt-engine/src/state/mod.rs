@@ -52,7 +52,7 @@ mod seal;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use pack::{Packer, Unpacker};
 pub use read::{Integrity, Record, Section, Sections, StateError};

@@ -87,7 +87,7 @@ fn records_follow_each_other_in_one_vector() {
 }
 
 /// A golden file; with `ZDT_WRITE_GOLDEN` made first, if it is not there yet.
-fn golden_file(name: &str, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+pub(crate) fn golden_file(name: &str, make: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     if std::env::var_os("ZDT_WRITE_GOLDEN").is_some() && !path.exists() {
         std::fs::write(&path, make()).unwrap();

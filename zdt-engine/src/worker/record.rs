@@ -26,6 +26,9 @@ use super::parking::Ticket;
 use super::places::Place;
 use super::preface::{Preface, TAG_PREFACE};
 
+#[cfg(test)]
+mod tests;
+
 /// Identity, peer, timer.
 const TAG_ENTRY: u16 = 16;
 /// Bytes that were produced and not taken by the socket (tail only).
