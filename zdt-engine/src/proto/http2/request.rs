@@ -92,10 +92,10 @@ pub(super) fn check(fields: &mut Fields, end_stream: bool) -> Result<Parts, Malf
                     return Err(Malformed);
                 }
             }
-            b"host" => {
-                if std::mem::replace(&mut parts.has_host, true) || !syntax::is_authority(value) {
-                    return Err(Malformed);
-                }
+            b"host"
+                if std::mem::replace(&mut parts.has_host, true) || !syntax::is_authority(value) =>
+            {
+                return Err(Malformed);
             }
             b"cookie" => cookies += 1,
             b"expect" => parts.expects_continue |= value.eq_ignore_ascii_case(b"100-continue"),

@@ -95,7 +95,7 @@ impl Core {
             application.signal(Signal::SIGTERM);
             let stop_ms = self.settings.gateway.app.stop_timeout_ms;
             let ending = Ending::of(Vec::new(), Some(application), false, stop_ms);
-            self.gateway.swaps.ending.push(ending.is_told());
+            self.gateway.swaps.ending.push(ending.already_told());
             self.gateway.swaps.look_soon();
         }
     }

@@ -86,7 +86,7 @@ impl Ending {
     }
 
     /// It has been told to end already.
-    pub fn is_told(mut self) -> Self {
+    pub fn already_told(mut self) -> Self {
         self.leave_at = None;
         self.termed = true;
         self.kill_at -= self.term_at.saturating_duration_since(Instant::now());
