@@ -21,5 +21,5 @@ mod setup;
 mod tests;
 
 pub use buffers::{RecvBuffer, SendBuffer};
-pub use ring::{Completion, CompletionPayload, Operation, Ring};
+pub use ring::{Completion, CompletionPayload, Operation, RECEIVE_LIMIT, Ring};
 pub use setup::{NEEDED_OPCODES, SetupError, probe};

@@ -92,6 +92,21 @@ impl Operation {
     }
 }
 
+/// So many bytes, and no buffer more, one multishot receive brings before it must be armed again.
+pub const RECEIVE_LIMIT: u32 = 256 << 10;
+
+/// A multishot receive that ends after `limit` bytes; 0 is no limit.
+fn recv_multishot(socket: RawFd, limit: u32) -> squeue::Entry {
+    /// Of `optlen` in `struct io_uring_sqe`, for which the crate has no name here.
+    const OPTLEN_OFFSET: usize = 44;
+    const _: () = assert!(size_of::<squeue::Entry>() == 64, "that is the kernel's structure");
+    let mut entry = opcode::RecvMulti::new(types::Fd(socket), BUFFER_GROUP).build();
+    // SAFETY: an `Entry` is one `io_uring_sqe` and nothing else: the four bytes lie within it, are
+    // aligned, and any value of them is valid.
+    unsafe { (&raw mut entry).cast::<u8>().add(OPTLEN_OFFSET).cast::<u32>().write(limit) };
+    entry
+}
+
 /// What has become of an operation.
 #[derive(Debug)]
 pub struct Completion {
@@ -139,6 +154,8 @@ pub struct Ring {
     queued: u32,
     /// Operations whose last completion is outstanding.
     outstanding: usize,
+    /// The kernel can end a multishot receive after so many bytes (since 6.17).
+    limits_receives: bool,
     /// What `io_uring_enter` is called with: the registered index, or the descriptor.
     enter_fd: RawFd,
     enter_flags: libc::c_uint,
@@ -193,8 +210,9 @@ impl Ring {
             None => (uring.as_raw_fd(), 0),
         };
         let batch = Vec::with_capacity(uring.params().cq_entries() as usize);
-        Ok(Self {
+        let mut ring = Self {
             uring,
+            limits_receives: false,
             pool,
             sends: InFlight::new(),
             addresses: HashMap::new(),
@@ -204,7 +222,25 @@ impl Ring {
             outstanding: 0,
             enter_fd,
             enter_flags,
-        })
+        };
+        ring.limits_receives = ring.knows_receive_limit();
+        Ok(ring)
+    }
+
+    /// Whether [`RECEIVE_LIMIT`] holds.
+    pub fn limits_receives(&self) -> bool {
+        self.limits_receives
+    }
+
+    /// Asks the kernel: a receive on no socket fails for want of the socket only if all else about it is
+    /// understood.
+    fn knows_receive_limit(&mut self) -> bool {
+        let entry = recv_multishot(-1, RECEIVE_LIMIT).user_data(KIND_INTERNAL << ID_BITS);
+        // SAFETY: as for `recv_multishot`; and it ends at once.
+        unsafe { self.push(&entry) };
+        let asked = self.enter_raw(1, ENTER_GETEVENTS, Some(Duration::from_secs(1)));
+        let answer = self.uring.completion().next().map(|entry| entry.result());
+        asked.is_ok() && answer == Some(-libc::EBADF)
     }
 
     /// Accepts connections until cancelled. The listener may or may not be non-blocking.
@@ -219,12 +255,13 @@ impl Ring {
         operation
     }
 
-    /// Receives into the ring's buffers until cancelled, a FIN, an error, or no free buffer.
+    /// Receives into the ring's buffers until cancelled, a FIN, an error, no free buffer, or, where the
+    /// kernel knows that, [`RECEIVE_LIMIT`] bytes: it reads on as long as there is something, ahead of
+    /// whoever looks at it.
     pub fn recv_multishot(&mut self, socket: BorrowedFd<'_>, token: u64) -> Operation {
         let operation = Operation::receive(token);
-        let entry = opcode::RecvMulti::new(types::Fd(socket.as_raw_fd()), BUFFER_GROUP)
-            .build()
-            .user_data(operation.0);
+        let limit = if self.limits_receives { RECEIVE_LIMIT } else { 0 };
+        let entry = recv_multishot(socket.as_raw_fd(), limit).user_data(operation.0);
         // SAFETY: the kernel writes to buffers of group 0 only, which are the pool's; they stay
         // mapped until the last operation has ended (see `drop`).
         unsafe { self.push_operation(&entry) };

@@ -220,6 +220,34 @@ fn no_free_buffer_ends_the_receive() {
 }
 
 #[test]
+fn a_receive_reads_no_further_than_its_limit() {
+    let (mut client, server) = pair();
+    const BUFFER: usize = 8 << 10;
+    let mut ring = ring(64, BUFFER as u32);
+    let at_least_6_17 = crate::sys::kernel::version().unwrap() >= (6, 17);
+    assert_eq!(ring.limits_receives(), at_least_6_17);
+    let limit = RECEIVE_LIMIT as usize;
+    let writer = std::thread::spawn(move || client.write_all(&vec![5; 2 * limit]).unwrap());
+    let (mut total, mut ends) = (0, Vec::new());
+    ring.recv_multishot(server.as_fd(), 1);
+    while total < 2 * limit {
+        let completion = next(&mut ring);
+        let more = completion.more;
+        total += usize::try_from(completion.result).unwrap();
+        if !more {
+            ends.push(total);
+            ring.recv_multishot(server.as_fd(), 1);
+        }
+        drop(completion);
+    }
+    writer.join().unwrap();
+    if at_least_6_17 {
+        // The last buffer may go beyond it.
+        assert!(matches!(ends[..], [end] if (limit..limit + BUFFER).contains(&end)), "{ends:?}");
+    }
+}
+
+#[test]
 fn buffers_go_round_many_times() {
     let (mut client, server) = pair();
     let mut ring = ring(4, 16);
