@@ -194,6 +194,8 @@ pub struct Limits {
     pub max_message_bytes: u64,
     /// Bytes waiting to be sent on one connection; above this the worker stops receiving from it.
     pub send_queue_bytes: u32,
+    /// Bytes that all connections of one worker together may make it hold; 0 is no bound.
+    pub worker_buffer_bytes: u64,
 }
 
 /// See [`WorkerConfig::websocket`].
@@ -311,6 +313,7 @@ impl Default for Limits {
             max_body_bytes: 1 << 30,
             max_message_bytes: 16 << 20,
             send_queue_bytes: 256 << 10,
+            worker_buffer_bytes: 256 << 20,
         }
     }
 }

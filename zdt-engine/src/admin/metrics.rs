@@ -70,6 +70,9 @@ fn generations(page: &mut Page, status: &Status) {
 }
 
 fn connections(page: &mut Page, status: &Status) {
+    let buffered: u64 =
+        status.worker_stats.values().map(|worker| worker.figures.buffered_bytes).sum();
+    page.gauge("zdt_buffered_bytes", "What clients make the workers hold.").plain(float(buffered));
     let mut by_kind: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let mut draining: BTreeMap<&str, u64> = BTreeMap::new();
     for worker in status.worker_stats.values() {
@@ -117,6 +120,12 @@ fn counters(page: &mut Page, status: &Status) {
             counters.accepted,
         ),
         ("rejected_connections", "Connections closed because of a limit.", counters.rejected),
+        (
+            "squeezed_connections",
+            "How often a connection had to wait because all of them held too much.",
+            counters.squeezed,
+        ),
+        ("shed_connections", "Connections given up for their buffers.", counters.shed),
         ("adopted_connections", "Connections taken over from other workers.", counters.adopted),
         ("moved_connections", "Connections handed to other workers.", counters.moved),
         (

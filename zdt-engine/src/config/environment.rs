@@ -57,6 +57,7 @@ pub const ENVIRONMENT: &[EnvironmentName] = &[
     variable("MAX_WORKER_MEMORY_MB", "worker_limits.memory_bytes", Form::Mebibytes),
     variable("WORKER_CPU_LIMIT", "worker_limits.cpu_percent", Form::Integer),
     variable("WORKER_FILE_DESCRIPTOR_LIMIT", "worker_limits.open_files", Form::Integer),
+    variable("CONNECTION_BUFFER_SIZE_MB", "limits.worker_buffer_bytes", Form::Mebibytes),
     variable("ENABLE_REQUEST_BUFFERING", "gateway.hold.enabled", Form::Boolean),
     variable("REQUEST_BUFFER_SIZE_MB", "gateway.hold.bytes", Form::Mebibytes),
     variable("REQUEST_BUFFER_TIME", "gateway.hold.time_ms", Form::Seconds),

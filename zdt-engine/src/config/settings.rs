@@ -535,6 +535,11 @@ impl Settings {
         if http2.stream_buffer_bytes < 1_024 {
             return Err(("http2.stream_buffer_bytes", "must be at least 1024".into()));
         }
+        let least = self.limits.max_message_bytes.saturating_mul(2);
+        if (1..least).contains(&self.limits.worker_buffer_bytes) {
+            let why = format!("must be 0, or at least {least}, twice limits.max_message_bytes");
+            return Err(("limits.worker_buffer_bytes", why));
+        }
         if self.handoff.window == 0 {
             return Err(("handoff.window", "must be at least 1".into()));
         }

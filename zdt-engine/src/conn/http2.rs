@@ -56,6 +56,15 @@ impl Environment<'_> {
 }
 
 impl Http2Stack {
+    /// See [`super::Connection::held_bytes`].
+    pub(super) fn held_bytes(&self) -> usize {
+        let tunnels: usize = self
+            .open_tunnels()
+            .map(|(_, tunnel)| tunnel.kept.len() + tunnel.socket.held_bytes())
+            .sum();
+        self.machine.heap_bytes() + tunnels
+    }
+
     /// `is_last`: the worker drains, so that what the client sends at once is the last.
     pub(super) fn new(is_last: bool) -> Self {
         Self { machine: Http2::new(), tunnels: Vec::new(), check_due_ms: u64::MAX, is_last }

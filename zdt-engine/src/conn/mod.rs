@@ -200,6 +200,17 @@ impl Connection {
         &self.pending
     }
 
+    /// What has arrived and cannot be used yet, inflated or not, and what waits for an HTTP/2 client's
+    /// windows. The contexts of compression are not among it.
+    pub fn held_bytes(&self) -> usize {
+        let machine = match &self.stage {
+            Stage::WebSocket(machine) => machine.held_bytes(),
+            Stage::Http2(stack) => stack.held_bytes(),
+            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
+        };
+        self.pending.len() + machine
+    }
+
     /// Keeps received bytes without looking at them.
     pub fn keep(&mut self, bytes: &[u8]) {
         if !self.is_ending() {

@@ -128,6 +128,14 @@ impl Transport {
         }
     }
 
+    /// Received bytes that were not opened.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Transport::Tls(tls) => tls.incoming().len(),
+            Transport::Plain | Transport::Handshake(_) | Transport::Failed => 0,
+        }
+    }
+
     /// Variable bytes of the sections that [`Transport::save`] would write now.
     pub fn saved_bytes(&self) -> usize {
         match self {

@@ -380,6 +380,12 @@ pub struct WorkerStatus {
     pub accepted: u64,
     /// Connections closed because a limit was reached.
     pub rejected: u64,
+    /// Bytes that clients make it hold now: what waits to be sent, and what cannot be used yet.
+    pub buffered_bytes: u64,
+    /// How often a connection was not received from because all of them together held too much.
+    pub squeezed: u64,
+    /// Connections given up because nothing else helped.
+    pub shed: u64,
     /// Connections adopted from other workers.
     pub adopted: u64,
     /// Connections handed to other workers.

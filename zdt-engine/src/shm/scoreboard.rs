@@ -80,8 +80,12 @@ pub struct SlotTotals {
     pub expired: AtomicU64,
     /// Held requests whose client went away.
     pub abandoned: AtomicU64,
+    /// How often a connection was not received from because all of them together held too much.
+    pub squeezed: AtomicU64,
+    /// Connections given up because nothing else helped.
+    pub shed: AtomicU64,
     /// For later totals; zero.
-    pub reserved: [AtomicU64; 4],
+    pub reserved: [AtomicU64; 2],
 }
 
 const _: () = assert!(size_of::<SlotTotals>() == 128);
@@ -102,12 +106,16 @@ impl SlotTotals {
             displaced,
             expired,
             abandoned,
+            squeezed,
+            shed,
             reserved,
         } = self;
         let of_all =
             [rejected, requests, messages_received, messages_sent, bytes_received, bytes_sent];
         let of_gateways = [held, replayed, not_held, displaced, expired, abandoned];
-        for total in of_all.into_iter().chain(of_gateways).chain(reserved) {
+        let of_memory = [squeezed, shed];
+        let named = of_all.into_iter().chain(of_gateways).chain(of_memory);
+        for total in named.chain(reserved) {
             total.store(0, Ordering::Relaxed);
         }
     }

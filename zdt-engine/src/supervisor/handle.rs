@@ -389,6 +389,10 @@ pub struct Counters {
     pub expired_requests: u64,
     /// Held requests whose client went away.
     pub abandoned_requests: u64,
+    /// How often a connection was not received from because all of its worker's held too much.
+    pub squeezed: u64,
+    /// Connections given up because nothing else helped.
+    pub shed: u64,
 }
 
 impl Counters {
@@ -410,6 +414,8 @@ impl Counters {
             displaced_requests,
             expired_requests,
             abandoned_requests,
+            squeezed,
+            shed,
         } = self;
         for (sum, part) in [
             (accepted, other.accepted),
@@ -427,6 +433,8 @@ impl Counters {
             (displaced_requests, other.displaced_requests),
             (expired_requests, other.expired_requests),
             (abandoned_requests, other.abandoned_requests),
+            (squeezed, other.squeezed),
+            (shed, other.shed),
         ] {
             *sum = sum.saturating_add(part);
         }

@@ -317,6 +317,8 @@ impl Worker {
         if let Some(gateway) = &self.gateway {
             gateway.borrow().publish(totals);
         }
+        totals.squeezed.store(self.status.squeezed, Relaxed);
+        totals.shed.store(self.status.shed, Relaxed);
     }
 
     /// The worker's own figures.

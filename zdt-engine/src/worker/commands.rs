@@ -353,6 +353,7 @@ impl Worker {
         status.pid = std::process::id();
         status.connections = self.entries.len() as u64;
         status.gateway = self.gateway.as_ref().map(|core| Box::new(core.borrow().full_status()));
+        status.buffered_bytes = self.budget.total();
         for (_, entry) in &self.entries {
             *status.by_transport.entry(entry.transport.name().to_owned()).or_insert(0) += 1;
             *status.by_protocol.entry(entry.connection.protocol().to_owned()).or_insert(0) += 1;

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use crate::conn::{Connection, Transport};
+use crate::conn::{Connection, ReceiveEnd, Transport};
 use crate::service::ConnectionId;
 use crate::uring::Operation;
 
@@ -64,6 +64,10 @@ pub struct Entry {
     pub receiving: bool,
     /// The receive has been cancelled for back-pressure.
     pub paused: bool,
+    /// It waits for its turn to be received from (`feeding.rs`).
+    pub is_waiting: bool,
+    /// Bytes that it was last seen to hold (`budget.rs`).
+    pub held: u32,
     /// The connection is being given up; it goes once nothing names its socket.
     pub closing: bool,
     /// Restored, and its first receive has not come back empty: no deadline fires.
@@ -98,6 +102,8 @@ impl Entry {
             sending: None,
             receiving: false,
             paused: false,
+            is_waiting: false,
+            held: 0,
             closing: false,
             fresh: false,
             moving: Moving::No,
@@ -114,6 +120,24 @@ impl Entry {
     /// Bytes that are queued or in flight.
     pub fn queued(&self) -> usize {
         self.unsent.len() + self.sending.map_or(0, |sending| sending.len as usize)
+    }
+
+    /// What the client makes this connection hold: what waits to be sent, and what has arrived and cannot be
+    /// used yet, inflated or not. Sessions answer for their own.
+    pub fn held_bytes(&self) -> usize {
+        self.queued()
+            + self.transport.held_bytes()
+            + self.connection.held_bytes()
+            + self.preface.as_ref().map_or(0, |preface| preface.bytes.len())
+    }
+
+    /// True if it may be received from now, and is not.
+    pub fn wants_receive(&self) -> bool {
+        self.is_served()
+            && !self.receiving
+            && !self.paused
+            && !self.is_waiting
+            && self.connection.receive_end == ReceiveEnd::Open
     }
 
     /// True while no operation names the socket.

@@ -24,6 +24,7 @@ impl Worker {
             {
                 std::thread::sleep(pause);
             }
+            self.give_turns();
             let timeout = self.next_timeout();
             // Since 6.13 an enter runs no more than 20 pieces of deferred work, or as many as are
             // wanted: ask for the ends of all cancelled operations at once.
@@ -40,6 +41,7 @@ impl Worker {
             while let Some((key, tag)) = self.timers.pop_due(self.now_ms) {
                 self.on_timer(key, tag);
             }
+            self.advance_budget();
             self.advance_gateway();
             self.sweep_overlooked();
             self.advance_handoff();
@@ -61,6 +63,8 @@ impl Worker {
         let mut due_ms = self.now_ms + HEARTBEAT_MS;
         for other in [
             self.timers.next_due_ms(),
+            self.turn_due_ms(),
+            self.budget_due_ms(),
             self.retry_accepts(),
             self.handoff_due_ms(),
             self.gateway_due_ms(),
@@ -113,6 +117,7 @@ impl Worker {
                 }
             }
             self.run_gateway();
+            self.keep_budget();
         }
     }
 

@@ -6,6 +6,8 @@
 //! | `event_loop` | waits, dispatches completions, runs timers |
 //! | `entry` | one connection with its socket, session and send queue |
 //! | `traffic` | bytes in, bytes out, back-pressure, end of a connection |
+//! | `feeding` | which connections are received from next |
+//! | `budget` | what clients make the worker hold, and its bound |
 //! | `places` | the sessions of a connection, one for each stream |
 //! | `calls` | events to the service and to sessions, and what follows from their answers |
 //! | `exchange` | what a service does to its connection |
@@ -26,12 +28,14 @@
 
 mod accept;
 mod access_log;
+mod budget;
 mod calls;
 mod commands;
 mod drain;
 mod entry;
 mod event_loop;
 mod exchange;
+mod feeding;
 mod gateway;
 mod inbox;
 mod incoming;
@@ -86,6 +90,10 @@ struct Worker {
     fields: Fields,
     entries: Slab<Entry>,
     timers: Timers,
+    /// Connections that wait for their turn to be received from.
+    waiting: feeding::Waiting,
+    /// What all connections hold.
+    budget: budget::Budget,
     buffers: BufferPool,
     date: event_loop::DateCache,
     now_ms: u64,

@@ -24,9 +24,11 @@ use crate::uring::Ring;
 use crate::{fdpass, sys};
 
 use super::access_log::AccessLog;
+use super::budget::Budget;
 use super::commands::{encode, hello};
 use super::entry::BufferPool;
 use super::event_loop::DateCache;
+use super::feeding::Waiting;
 use super::inbox::Inbox;
 use super::incoming::Intake;
 use super::pace::Pace;
@@ -241,6 +243,7 @@ impl Worker {
         let secret = configure.resume_secret.take().filter(|_| configure.config.parking.enabled);
         let tokens = secret.as_ref().map(super::resume_token::TokenKey::new);
         let parking = super::parking::Parking::new(tokens, &configure.config.parking);
+        let budget = Budget::new(&configure.config.limits);
         let mut date = DateCache::default();
         date.refresh();
         let confinement = &configure.config.confinement;
@@ -260,6 +263,8 @@ impl Worker {
             fields: crate::proto::hpack::Fields::default(),
             entries: Slab::new(),
             timers: Timers::default(),
+            waiting: Waiting::default(),
+            budget,
             buffers: BufferPool::default(),
             date,
             now_ms,

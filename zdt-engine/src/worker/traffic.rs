@@ -49,7 +49,8 @@ impl Worker {
                 self.take_in(key, &mut bytes);
             }
             (0, _) => self.on_receive_end(key, ReceiveEnd::Fin),
-            (result, _) if result == -libc::ENOBUFS || result == -libc::ECANCELED => {}
+            (result, _) if result == -libc::ENOBUFS => self.wait_for_turn(key),
+            (result, _) if result == -libc::ECANCELED => {}
             (result, _) if result == -libc::EINTR || result == -libc::EAGAIN => {}
             (result, _) => self.on_receive_end(key, ReceiveEnd::Error(-result)),
         }
@@ -76,6 +77,7 @@ impl Worker {
             self.take_in_sealed(key, bytes);
         } else if entry.moving == Moving::Freezing || entry.paused {
             entry.connection.keep(bytes);
+            self.count_held(key);
         } else {
             self.on_bytes(key, bytes);
         }
@@ -303,6 +305,8 @@ impl Worker {
         }
         let bound = self.configure.config.limits.send_queue_bytes as usize;
         let queued = entry.queued();
+        self.count_held(key);
+        let entry = &mut self.entries[key];
         if entry.connection.is_ending() && queued == 0 {
             if !entry.connection.send_is_shut {
                 if self.say_goodbye(key) {
@@ -320,10 +324,12 @@ impl Worker {
         }
         let entry = &mut self.entries[key];
         let pending = entry.connection.pending().len();
-        let must_pause =
-            queued > bound || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
+        let is_too_much = self.budget.is_too_much(entry.held) && !entry.connection.is_ending();
+        let must_pause = is_too_much
+            || queued > bound
+            || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
-            if queued <= bound / 2 && entry.connection.can_go_on() {
+            if queued <= bound / 2 && entry.connection.can_go_on() && !is_too_much {
                 entry.paused = false;
                 if entry.connection.has_events_due() {
                     // It ends here again. Until these bytes are worked off no receive is armed: the
@@ -340,25 +346,15 @@ impl Worker {
             if entry.receiving {
                 self.ring.cancel(receive_operation(key));
             }
+            if is_too_much {
+                self.status.squeezed += 1;
+            }
         } else if entry.transport.has_work() && !entry.connection.is_ending() {
             return self.take_in_sealed(key, &mut []);
         } else {
             self.arm_receive(key);
         }
         self.schedule(key);
-    }
-
-    /// Starts to receive, unless there is a reason not to.
-    pub(super) fn arm_receive(&mut self, key: usize) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
-        let wanted = entry.is_served()
-            && !entry.receiving
-            && !entry.paused
-            && entry.connection.receive_end == ReceiveEnd::Open;
-        if let (true, Some(socket)) = (wanted, &entry.socket) {
-            self.ring.recv_multishot(socket.as_fd(), Token::Receive(key).pack());
-            entry.receiving = true;
-        }
     }
 
     /// Makes sure that the timers ask for this connection in time.
@@ -478,6 +474,7 @@ impl Worker {
     /// Takes a connection out of every table.
     pub(super) fn forget(&mut self, key: usize) -> Entry {
         let entry = self.entries.remove(key);
+        self.count_gone(&entry);
         self.pushable.remove(&entry.id);
         if entry.preface.is_none() {
             self.leave_address(entry.peer.ip());

@@ -17,6 +17,7 @@ mod hostile_descriptors;
 mod hostile_gateway;
 mod hostile_half_closed;
 mod hostile_http2;
+mod hostile_memory;
 mod hostile_port;
 mod http1_differential;
 mod http2_clients;

@@ -90,9 +90,9 @@ fn readers_that_hang_hold_no_memory() {
 }
 
 /// An endless echo of numbered 16 KiB messages, written and read by the byte.
-struct Flood {
+pub struct Flood {
     stream: TcpStream,
-    written: u64,
+    pub written: u64,
     read: u64,
 }
 
@@ -106,7 +106,7 @@ fn payload_byte(message: u64, at: u64) -> u8 {
 }
 
 impl Flood {
-    fn new(address: SocketAddr) -> Flood {
+    pub fn new(address: SocketAddr) -> Flood {
         let stream = client::websocket(address, "/ws/echo").get_ref().try_clone().expect("clone");
         Flood { stream, written: 0, read: 0 }
     }
@@ -118,7 +118,7 @@ impl Flood {
     }
 
     /// Writes until `limit` bytes, or until nothing is taken any more for a while.
-    fn write(&mut self, limit: u64) {
+    pub fn write(&mut self, limit: u64) {
         self.stream.set_write_timeout(Some(Duration::from_millis(700))).expect("timeout");
         while self.written < limit {
             let (message, at) = (self.written / SENT_FRAME, self.written % SENT_FRAME);
@@ -136,7 +136,7 @@ impl Flood {
     }
 
     /// Reads and checks all echoes that are due.
-    fn read_all(&mut self) {
+    pub fn read_all(&mut self) {
         let due = self.written / SENT_FRAME * ECHOED_FRAME;
         let mut buffer = vec![0; 64 << 10];
         let mut expected = (u64::MAX, Vec::new());

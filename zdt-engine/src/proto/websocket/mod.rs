@@ -224,6 +224,13 @@ impl WebSocket {
         self.assembly.capacity() + deflate_bytes
     }
 
+    /// Bytes held of a message in progress, as they came and inflated.
+    #[inline]
+    pub fn held_bytes(&self) -> usize {
+        let compressed = self.deflate.as_ref().map_or(0, |deflate| deflate.compressed().len());
+        self.assembly.len() + compressed
+    }
+
     /// Frees the zlib contexts (340 KB with full windows) of a connection that has been quiet for a while. The
     /// windows' contents stay (at most 32 KiB a direction), and new contexts are made from them
     /// when they are needed: the client notices nothing.

@@ -88,6 +88,8 @@ impl Board {
             counters.displaced_requests = load(&totals.displaced);
             counters.expired_requests = load(&totals.expired);
             counters.abandoned_requests = load(&totals.abandoned);
+            counters.squeezed = load(&totals.squeezed);
+            counters.shed = load(&totals.shed);
         }
         counters
     }

@@ -1,0 +1,158 @@
+//! Clients that make a worker hold as much as they can: what one may, what all together may, who is
+//! given up for it, and that the others are served all the while.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tungstenite::Message;
+use zdt_engine::uring::RECEIVE_LIMIT;
+
+use crate::lab::{client, eventually};
+use crate::supervisor::engine::{Engine, Options};
+use crate::system_slow_clients::Flood;
+
+const MESSAGE_BYTES: u64 = 1 << 20;
+
+fn engine(budget: u64, send_queue: u64) -> Engine {
+    Engine::start(Options::config(&format!(
+        "workers = 1\n[limits]\nmax_message_bytes = {MESSAGE_BYTES}\n\
+         worker_buffer_bytes = {budget}\nsend_queue_bytes = {send_queue}\n"
+    )))
+}
+
+/// A figure of the only worker.
+#[track_caller]
+fn figure(engine: &Engine, name: &str) -> u64 {
+    let status = engine.status();
+    let workers = status["worker_stats"].as_object().expect("workers");
+    workers.values().map(|worker| worker[name].as_u64().expect(name)).sum()
+}
+
+/// A WebSocket with nine tenths of a message, or what is taken of it.
+fn half_a_message(engine: &Engine) -> TcpStream {
+    let client = client::websocket(engine.address(), "/ws/echo");
+    let mut stream = client.get_ref().try_clone().expect("clone");
+    let mut frame = vec![0x82, 0xff];
+    frame.extend(MESSAGE_BYTES.to_be_bytes());
+    // The mask, which leaves the payload as it is, and the payload.
+    frame.resize(frame.len() + 4 + MESSAGE_BYTES as usize / 10 * 9, 0);
+    stream.set_write_timeout(Some(Duration::from_millis(100))).expect("timeout");
+    let _ = stream.write_all(&frame);
+    stream
+}
+
+/// The code of the close frame that a stream ends with, if it does.
+fn close_code(stream: &mut TcpStream) -> Option<u16> {
+    stream.set_read_timeout(Some(Duration::from_millis(10))).expect("timeout");
+    let mut frame = [0; 4];
+    stream.read_exact(&mut frame).ok()?;
+    (frame[0] == 0x88).then(|| u16::from_be_bytes([frame[2], frame[3]]))
+}
+
+/// Without reading, a client makes its worker hold the send queue and a receive or two, not all that the
+/// kernel would deliver.
+#[test]
+fn a_flood_that_nobody_reads_holds_little() {
+    const FLOODS: u64 = 6;
+    const QUEUE: u64 = 256 << 10;
+    // Two receives that were under way; before 6.17 nothing bounds those but the buffers.
+    let has_limit = zdt_engine::sys::kernel::version().expect("kernel") >= (6, 17);
+    let fetched = if has_limit { 2 * u64::from(RECEIVE_LIMIT) } else { 4 << 20 };
+    let engine = engine(0, QUEUE);
+    let mut floods: Vec<_> = (0..FLOODS).map(|_| Flood::new(engine.address())).collect();
+    std::thread::scope(|scope| {
+        for flood in &mut floods {
+            scope.spawn(|| flood.write(64 << 20));
+        }
+    });
+    for flood in &floods {
+        assert!(flood.written < 64 << 20, "the server takes everything");
+    }
+    let held = figure(&engine, "buffered_bytes");
+    assert!(held > FLOODS * QUEUE / 2, "{held} bytes: they do not press at all");
+    assert!(held < FLOODS * (QUEUE + fetched), "{held} bytes are held for {FLOODS} of them");
+    for flood in &mut floods {
+        flood.read_all();
+    }
+    drop(floods); // the last message of each was cut off
+    eventually("nothing is held any more", || figure(&engine, "buffered_bytes") == 0);
+}
+
+/// Nobody is given up as long as clients take what is theirs.
+#[test]
+fn a_worker_that_holds_too_much_waits_for_its_clients() {
+    const BUDGET: u64 = 8 << 20;
+    let engine = engine(BUDGET, 4 << 20);
+    let is_tight = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let mut flood = Flood::new(engine.address());
+            let is_tight = &is_tight;
+            scope.spawn(move || {
+                while !is_tight.load(Ordering::Relaxed) {
+                    flood.write(flood.written + (64 << 10));
+                }
+                flood.read_all();
+            });
+        }
+        let mut bystander = client::websocket(engine.address(), "/ws/echo");
+        eventually("the worker receives no more from some", || {
+            client::echo(&mut bystander, Message::text("and me?"));
+            let held = figure(&engine, "buffered_bytes");
+            assert!(held <= BUDGET, "{held} bytes are held");
+            figure(&engine, "squeezed") > 0
+        });
+        is_tight.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(figure(&engine, "shed"), 0, "all of them were read");
+    eventually("nothing is held any more", || figure(&engine, "buffered_bytes") == 0);
+}
+
+/// Messages that never become complete cannot be waited for: the biggest go, and are told why.
+#[test]
+fn half_messages_do_not_fill_a_worker() {
+    const BUDGET: u64 = 4 << 20;
+    const ATTACKERS: usize = 16;
+    let engine = engine(BUDGET, 256 << 10);
+    let mut bystander = client::websocket(engine.address(), "/ws/echo");
+    let mut attackers: Vec<_> = (0..ATTACKERS).map(|_| half_a_message(&engine)).collect();
+    let mut most = 0;
+    let mut told = 0;
+    eventually("the biggest are told to go", || {
+        client::echo(&mut bystander, Message::text("still here"));
+        most = most.max(figure(&engine, "buffered_bytes"));
+        told += attackers.iter_mut().filter_map(close_code).filter(|code| *code == 1013).count();
+        told > 1
+    });
+    assert!(most <= BUDGET, "{most} bytes were held");
+    assert!(most > BUDGET / 2, "{most} bytes are no pressure");
+    assert!(figure(&engine, "shed") >= told as u64);
+    let counters = engine.status()["counters"].clone();
+    assert!(counters["shed"].as_u64() >= Some(told as u64), "{counters}");
+
+    // Whoever is left goes over to the next generation, in which the bound holds, too.
+    let verdict = engine.reload();
+    assert_eq!(verdict["reload_successful"], Value::Bool(true), "{verdict}");
+    client::echo(&mut bystander, Message::text("here, too"));
+    let held = figure(&engine, "buffered_bytes");
+    assert!(held <= 2 * BUDGET, "{held} bytes are held by two generations");
+    drop(attackers);
+    eventually("all is as before", || figure(&engine, "buffered_bytes") == 0);
+    // One message as large as may be passes again.
+    client::echo(&mut bystander, Message::binary(vec![7; MESSAGE_BYTES as usize]));
+}
+
+/// What the bound is there for: without it the same clients get all that they ask for.
+#[test]
+fn without_a_bound_half_messages_are_all_kept() {
+    const ATTACKERS: u64 = 16;
+    let engine = engine(0, 256 << 10);
+    let attackers: Vec<_> = (0..ATTACKERS).map(|_| half_a_message(&engine)).collect();
+    eventually("all of it is kept", || {
+        figure(&engine, "buffered_bytes") >= ATTACKERS * MESSAGE_BYTES / 2
+    });
+    drop(attackers);
+}
