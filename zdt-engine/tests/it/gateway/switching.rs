@@ -110,12 +110,12 @@ impl Switching {
         let mut piece = vec![0; 16 << 10];
         match path {
             "/reset" => {
-                stream.read(&mut piece)?;
+                let _count = stream.read(&mut piece)?;
                 let linger = libc_linger();
                 setsockopt(&*stream, sockopt::Linger, &linger).expect("SO_LINGER");
             }
             "/bye" => {
-                stream.read(&mut piece)?;
+                let _count = stream.read(&mut piece)?;
                 stream.write_all(b"bye")?;
                 stream.shutdown(Shutdown::Write)?;
                 stream.read_to_end(received)?;

@@ -51,7 +51,7 @@ fn websockets_of_the_h2_library_pass_through_reloads() {
     // The demo counts the messages of each connection.
     let application = Engine::start(Options::default());
     let url = format!("http://{}", application.address());
-    count_through_reloads(&gateway_for(&[url.clone()], "workers = 1"), &python, &[]);
+    count_through_reloads(&gateway_for(std::slice::from_ref(&url), "workers = 1"), &python, &[]);
     let authority = Authority::new();
     let config = format!("workers = 1\n{}", authority.config());
     count_through_reloads(&gateway_for(&[url], &config), &python, &["tls"]);
