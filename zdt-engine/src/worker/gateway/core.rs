@@ -132,6 +132,8 @@ impl Core {
                 host: authority.map(|upstream| self.table.upstreams[upstream].authority.as_str()),
                 forwarded: self.options.forwarded,
                 websocket_key: key.as_deref(),
+                connection: context.connection(),
+                stream: context.stream(),
             },
         );
         let names = &self.options.hold.priority_headers;
@@ -226,7 +228,7 @@ impl Core {
             (Stage::Failed, _) => return,
             (Stage::Tunnel | Stage::Reconnecting, _) => {
                 if let Some(tunnel) = &mut exchange.tunnel {
-                    tunnel.up.feed(bytes);
+                    tunnel.unanswered |= tunnel.up.feed(bytes);
                 }
                 exchange.out.extend_from_slice(bytes);
                 if exchange.tunnel.as_ref().is_some_and(|tunnel| tunnel.leaving != Leaving::No) {

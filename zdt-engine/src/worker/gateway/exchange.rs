@@ -172,6 +172,12 @@ impl Exchange {
         held.append(&mut self.out);
         self.out = held;
     }
+
+    /// Where it goes on when it comes out of the queue.
+    pub fn stage_to_be_sent(&self) -> Stage {
+        // Its client has had an answer: a WebSocket that waits for another upstream.
+        if self.is_answered { Stage::Reconnecting } else { Stage::Opening }
+    }
 }
 
 /// What a tunnel has beyond other exchanges.
@@ -187,6 +193,8 @@ pub struct Tunnel {
     pub leaving: Leaving,
     /// What a stream of HTTP/2 has brought before the upstream agreed: no more than its window.
     pub early: Vec<u8>,
+    /// The client spoke last.
+    pub unanswered: bool,
 }
 
 /// See [`Tunnel::leaving`].
@@ -195,7 +203,10 @@ pub enum Leaving {
     #[default]
     No,
     Close,
+    /// As soon as the application has answered.
     Reconnect,
+    /// Whether it has answered or not.
+    ReconnectNow,
 }
 
 /// Why a request is not taken on.

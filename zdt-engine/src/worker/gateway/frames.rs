@@ -21,25 +21,32 @@ pub struct Frames {
 pub const SAVED_BYTES: usize = 24;
 
 impl Frames {
-    /// Bytes have passed.
-    pub fn feed(&mut self, mut bytes: &[u8]) {
+    /// Bytes have passed. True if a message has ended within them.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> bool {
+        let mut has_ended = false;
         loop {
             let count = (bytes.len() as u64).min(self.remaining);
             self.remaining -= count;
+            has_ended |= count > 0 && self.remaining == 0 && self.ends_message();
             bytes = &bytes[count as usize..];
-            let Some((&first, rest)) = bytes.split_first() else { return };
+            let Some((&first, rest)) = bytes.split_first() else { return has_ended };
             self.header[usize::from(self.header_bytes)] = first;
             self.header_bytes += 1;
             bytes = rest;
             if let Some(length) = self.complete() {
                 self.remaining = length;
-                let (is_final, opcode) = (self.header[0] & 0x80 != 0, self.header[0] & 0xf);
-                if opcode < 8 {
-                    self.in_message = !is_final;
+                if self.header[0] & 0xf < 8 {
+                    self.in_message = !self.ends_message();
                 }
+                has_ended |= length == 0 && self.ends_message();
                 self.header_bytes = 0;
             }
         }
+    }
+
+    /// True if the frame that began last is the last one of a message, and no control frame.
+    fn ends_message(&self) -> bool {
+        self.header[0] & 0x80 != 0 && self.header[0] & 0xf < 8
     }
 
     /// The payload's length, once the header is complete.
@@ -130,12 +137,14 @@ mod tests {
             for piece in [1, 2, 3, 7, 4_096] {
                 let mut cursor = Frames::default();
                 for (bytes, between) in &frames {
+                    let mut ends = 0;
                     for (number, piece) in bytes.chunks(piece).enumerate() {
                         assert!(number == 0 || !cursor.at_boundary());
-                        cursor.feed(piece);
+                        ends += u32::from(cursor.feed(piece));
                         cursor = Frames::restore(&cursor.save()).unwrap();
                     }
                     assert!(cursor.at_boundary());
+                    assert_eq!(ends, u32::from(*between), "messages that ended");
                     assert_eq!(cursor.between_messages(), *between);
                 }
             }

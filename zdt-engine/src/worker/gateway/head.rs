@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 use crate::proto::http1::client::Response;
 use crate::proto::websocket::handshake;
-use crate::service::Request;
+use crate::service::{ConnectionId, Request, StreamId};
 
 /// How the request's body is framed towards the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub struct Options<'a> {
     pub forwarded: bool,
     /// For a WebSocket whose client has sent no key (RFC 8441 §5).
     pub websocket_key: Option<&'a str>,
+    /// Whose WebSocket it is: the application finds its session by that when it is replaced.
+    pub connection: ConnectionId,
+    /// Which of its streams.
+    pub stream: StreamId,
 }
 
 /// Fields that concern one connection only (RFC 9110 §7.6.1), and those that the gateway writes itself.
@@ -45,9 +49,11 @@ fn is_own(name: &str) -> bool {
         7 => any(&["upgrade", "trailer"]),
         9 => any(&["forwarded"]),
         10 => any(&["connection", "keep-alive"]),
+        // A client must not claim another one's session.
+        12 => any(&["x-zdt-resume"]),
         14 => any(&["content-length", "http2-settings"]),
         15 => any(&["x-forwarded-for"]),
-        16 => any(&["proxy-connection", "x-forwarded-host"]),
+        16 => any(&["proxy-connection", "x-forwarded-host", "x-zdt-connection"]),
         17 => any(&["transfer-encoding", "x-forwarded-proto"]),
         _ => false,
     }
@@ -126,6 +132,11 @@ pub fn write_request(out: &mut Vec<u8>, request: &Request<'_>, options: Options<
     out.extend_from_slice(b"Via: 1.1 zdt\r\n");
     if request.is_websocket {
         out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        field(
+            out,
+            "X-Zdt-Connection",
+            connection_name(options.connection, options.stream).as_bytes(),
+        );
     }
     if let Some(key) = options.websocket_key {
         field(out, KEY, key.as_bytes());
@@ -167,6 +178,14 @@ pub fn is_accepted(opening: &[u8], response: &Response<'_>) -> bool {
         && key.is_some_and(|key| {
             response.header("sec-websocket-accept") == Some(&handshake::accept_key(key)[..])
         })
+}
+
+/// What the application knows a client's WebSocket by.
+pub fn connection_name(connection: ConnectionId, stream: StreamId) -> String {
+    match stream {
+        0 => format!("{connection:016x}"),
+        stream => format!("{connection:016x}-{stream}"),
+    }
 }
 
 fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
@@ -310,17 +329,14 @@ mod tests {
             tls: Some(tls),
         };
         let mut out = Vec::new();
-        write_request(
-            &mut out,
-            &request,
-            Options { host: None, forwarded: true, ..Options::default() },
-        );
+        write_request(&mut out, &request, Options { forwarded: true, ..PLAIN });
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("X-Forwarded-Proto: https\r\n"), "{text}");
         assert!(text.contains("for=192.0.2.7;proto=https"), "{text}");
     }
 
-    const PLAIN: Options<'_> = Options { host: None, forwarded: false, websocket_key: None };
+    const PLAIN: Options<'_> =
+        Options { host: None, forwarded: false, websocket_key: None, connection: 7, stream: 0 };
 
     #[test]
     fn fields_of_one_connection_are_not_passed_on() {
@@ -350,6 +366,30 @@ mod tests {
     }
 
     #[test]
+    fn a_client_cannot_claim_the_session_of_another_one() {
+        let headers = List(vec![
+            ("Host", b"h"),
+            ("X-Zdt-Resume", b"0000000000000008"),
+            ("x-zdt-connection", b"0000000000000008"),
+        ]);
+        let request = Request {
+            method: "GET",
+            path: "/socket",
+            query: None,
+            headers: &headers,
+            is_websocket: true,
+            has_body: false,
+            peer: "192.0.2.7:1234".parse().unwrap(),
+            tls: None,
+        };
+        let mut out = Vec::new();
+        write_request(&mut out, &request, PLAIN);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\r\nX-Zdt-Connection: 0000000000000007\r\n"), "{text}");
+        assert!(!text.contains("0000000000000008"), "{text}");
+    }
+
+    #[test]
     fn a_length_is_passed_on_once() {
         let (head, framing) = written(
             vec![("Host", b"h"), ("Connection", b"content-length"), ("Content-Length", b"3")],
@@ -363,7 +403,7 @@ mod tests {
 
     #[test]
     fn who_asked_is_passed_on() {
-        let options = Options { host: Some("inside:1"), forwarded: true, ..Options::default() };
+        let options = Options { host: Some("inside:1"), forwarded: true, ..PLAIN };
         let (head, _) = written(
             vec![
                 ("Host", b"example.org"),

@@ -88,12 +88,20 @@ impl Core {
                 exchange.put_before(bytes);
                 exchange.held_ms = held.age_ms;
                 exchange.is_replay = true;
-                exchange.stage = Stage::Opening;
+                exchange.stage = exchange.stage_to_be_sent();
                 self.replaying += 1;
                 self.status.replayed += 1;
                 self.dispatch(index, true);
                 self.release_input(index);
             }
+        }
+    }
+
+    /// A WebSocket out of the queue is open: nobody waits for its end.
+    pub(super) fn end_replay(&mut self, index: usize) {
+        if std::mem::take(&mut self.exchanges[index].is_replay) {
+            self.replaying -= 1;
+            self.replay();
         }
     }
 

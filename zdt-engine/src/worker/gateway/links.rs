@@ -197,8 +197,12 @@ impl Worker {
         let (Some(exchange), Some(socket)) = (link.exchange, &link.socket) else { return };
         let exchange = &mut exchanges[exchange];
         if link.send_is_shut {
-            exchange.out.clear(); // nobody reads it any more
+            // Nobody reads it any more; but without an answer, another upstream may have to.
+            if exchange.stage != Stage::Sent {
+                exchange.out.clear();
+            }
         } else if !exchange.out.is_empty() {
+            fault_point!("gateway.send");
             let bytes = SendBuffer::Owned(std::mem::take(&mut exchange.out));
             let token = Token::LinkSend(index).pack();
             link.sending = Some(self.ring.send(socket.as_fd(), token, bytes, 0, false));

@@ -22,6 +22,7 @@
 //!
 //! Must not know: the supervisor, how a handoff travels.
 
+mod agreement;
 mod core;
 mod exchange;
 mod frames;

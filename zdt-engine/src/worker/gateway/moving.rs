@@ -34,7 +34,7 @@ impl Core {
                 exchange.is_adopted = true;
                 exchange.put_before(bytes);
             }
-            exchange.stage = Stage::Opening;
+            exchange.stage = exchange.stage_to_be_sent();
             return;
         }
         let Some(link) = exchange.link else { return };
@@ -61,6 +61,12 @@ impl Core {
         if let Some((status, reason)) = exchange.failure.take() {
             return self.fail(index, status, &reason);
         }
+        if exchange.stage == Stage::Reconnecting {
+            // Until the next application has agreed, it would take messages for the rest of the handshake.
+            self.hold_input(index, true);
+        }
+        self.leave_replaced(index);
+        let exchange = &self.exchanges[index];
         match exchange.link {
             Some(link) => {
                 let link_index = link;
@@ -71,10 +77,7 @@ impl Core {
                 self.todo.push_back(Todo::Send(link_index));
                 self.todo.push_back(Todo::Receive(link_index));
             }
-            None if exchange.stage == Stage::Reconnecting => {
-                self.hold_input(index, true);
-                self.dispatch(index, true);
-            }
+            None if exchange.stage == Stage::Reconnecting => self.dispatch(index, true),
             None if exchange.stage == Stage::Opening => self.dispatch(index, false),
             None => {}
         }

@@ -2,6 +2,7 @@
 //!
 //! Must not know: sockets.
 
+use super::agreement;
 use super::core::Core;
 use super::exchange::{Leaving, Stage};
 use super::head;
@@ -133,9 +134,12 @@ impl Core {
                     response.status
                 ));
             }
+            let opening = exchange.tunnel.as_ref().map_or(&[][..], |tunnel| &tunnel.head);
+            agreement::check(opening, response)?;
             exchange.stage = Stage::Tunnel;
             self.status.reconnected += 1;
             self.hold_input(index, false);
+            self.end_replay(index);
             return Ok(());
         }
         let mut fields = head::response_fields(response).ok_or("has sent too many fields")?;
@@ -144,20 +148,23 @@ impl Core {
             exchange.is_answered = true;
             if let Some(tunnel) = &mut exchange.tunnel {
                 let early = std::mem::take(&mut tunnel.early);
-                tunnel.up.feed(&early);
+                tunnel.unanswered |= tunnel.up.feed(&early);
                 exchange.out.extend_from_slice(&early);
             }
             self.status.tunnels += 1;
-            if exchange.stream == 0 {
-                context.tunnel("websocket", &fields);
-            } else {
+            let agreed = agreement::Agreed::of(response, self.options.app.websockets);
+            if let Some(tunnel) = &mut exchange.tunnel {
+                agreed.put_into(&mut tunnel.head);
+            }
+            if exchange.stream != 0 {
                 // RFC 8441 §5.
                 let is_left_out = |name: &str| name.eq_ignore_ascii_case("sec-websocket-accept");
                 fields.retain(|(name, _)| !is_left_out(name));
-                context.tunnel("websocket", &fields);
             }
+            context.tunnel("websocket", &agreed.told(&fields));
             self.send_later(index);
             self.release_input(index);
+            self.end_replay(index);
             return Ok(());
         }
         if !(200..600).contains(&response.status) {
@@ -192,7 +199,7 @@ impl Core {
         let bytes = input.take_all();
         context.write_tunnel(bytes);
         let Some(tunnel) = &mut self.exchanges[index].tunnel else { return };
-        tunnel.down.feed(bytes);
+        tunnel.unanswered &= !tunnel.down.feed(bytes);
         if tunnel.leaving != Leaving::No {
             self.try_leave(index, context);
         }
@@ -210,19 +217,18 @@ impl Core {
                 exchange.stage = Stage::Failed;
                 context.finish_tunnel();
             }
-            Leaving::Reconnect
-                if tunnel.down.between_messages()
+            Leaving::Reconnect | Leaving::ReconnectNow
+                if (tunnel.leaving == Leaving::ReconnectNow || !tunnel.unanswered)
+                    && tunnel.down.between_messages()
                     && tunnel.up.between_messages()
                     && exchange.out.is_empty() =>
             {
-                tunnel.leaving = Leaving::No;
+                (tunnel.leaving, tunnel.unanswered) = (Leaving::No, false);
                 let end = tunnel.head.len() - 2;
                 let mut out = tunnel.head[..end].to_vec();
                 out.extend_from_slice(b"X-Zdt-Resume: ");
-                out.extend_from_slice(format!("{:016x}", exchange.connection).as_bytes());
-                if exchange.stream != 0 {
-                    out.extend_from_slice(format!("-{}", exchange.stream).as_bytes());
-                }
+                let name = head::connection_name(exchange.connection, exchange.stream);
+                out.extend_from_slice(name.as_bytes());
                 out.extend_from_slice(b"\r\n\r\n");
                 exchange.out = out;
                 (tunnel.up, tunnel.down) = Default::default();

@@ -37,7 +37,8 @@ const SEND_IS_SHUT: u16 = 1 << 8;
 /// Since version 2, like those behind it.
 const RESET: u16 = 1 << 9;
 const ANSWERED: u16 = 1 << 10;
-const ALL_FLAGS: u16 = (1 << 11) - 1;
+const UNANSWERED: u16 = 1 << 11;
+const ALL_FLAGS: u16 = (1 << 12) - 1;
 
 /// Fixed part; then route, upstream's URL, out, sent, pending, tunnel head, trailers (JSON).
 #[repr(C)]
@@ -139,6 +140,7 @@ impl Core {
                 | flag(exchange.may_have_been_sent, MAY_HAVE_BEEN_SENT)
                 | flag(exchange.wants_websocket, WEBSOCKET)
                 | flag(exchange.half_closed, HALF_CLOSED)
+                | flag(tunnel.unanswered, UNANSWERED)
                 | flag(link.is_some_and(|link| link.ended), ENDED)
                 | flag(link.is_some_and(|link| link.send_is_shut), SEND_IS_SHUT)
                 | flag(link.is_some_and(|link| link.reset), RESET)
@@ -154,7 +156,7 @@ impl Core {
             leaving: match tunnel.leaving {
                 Leaving::No => 0,
                 Leaving::Close => 1,
-                Leaving::Reconnect => 2,
+                Leaving::Reconnect | Leaving::ReconnectNow => 2,
             },
             padding: 0,
             up: tunnel.up.save(),
@@ -223,6 +225,7 @@ impl Core {
                 down: Frames::restore(&head.down)?,
                 leaving,
                 early: early.to_vec(),
+                unanswered: has(UNANSWERED),
             }))
         });
         let tunnel = match tunnel {

@@ -4,7 +4,7 @@
 
 use super::core::{Core, SWEEP_MS};
 use super::exchange::{Leaving, Link, LinkStage, Stage, Todo};
-use crate::config::RouteTarget;
+use crate::config::{RouteTarget, SwapPolicy};
 use crate::control::{GatewayStatus, UpstreamStatus};
 use crate::queue::Scope;
 use crate::shm::SlotTotals;
@@ -120,9 +120,26 @@ impl Core {
         let count = tunnels.len().max(1) as u64;
         for (number, (index, serial)) in tunnels.into_iter().enumerate() {
             let due_ms = self.now_ms + over_ms * number as u64 / count;
-            self.leaving.push_back((due_ms, index, serial, how));
+            self.leave_at(due_ms, index, serial, how);
         }
         self.leave_on_time();
+    }
+
+    /// A tunnel that has come from another worker to an upstream that has been replaced: whoever it came from may
+    /// not have got round to it.
+    pub(super) fn leave_replaced(&mut self, index: usize) {
+        let exchange = &self.exchanges[index];
+        let is_replaced =
+            exchange.upstream.is_some_and(|upstream| self.table.upstreams[upstream].retired);
+        let policy = self.options.app.websockets;
+        if is_replaced && exchange.stage == Stage::Tunnel && policy == SwapPolicy::Reconnect {
+            self.leave_at(self.now_ms, index, exchange.serial, Leaving::Reconnect);
+        }
+    }
+
+    fn leave_at(&mut self, due_ms: u64, index: usize, serial: u64, how: Leaving) {
+        let place = self.leaving.partition_point(|&(known_ms, ..)| known_ms <= due_ms);
+        self.leaving.insert(place, (due_ms, index, serial, how));
     }
 
     pub(super) fn leave_on_time(&mut self) {
@@ -131,9 +148,15 @@ impl Core {
         {
             self.leaving.pop_front();
             let known = self.exchanges.get_mut(exchange).filter(|known| known.serial == serial);
-            if let Some(tunnel) = known.and_then(|known| known.tunnel.as_mut()) {
-                tunnel.leaving = how;
-                self.todo.push_back(Todo::Leave { exchange, serial });
+            let Some(tunnel) = known.and_then(|known| known.tunnel.as_mut()) else { continue };
+            if how == Leaving::ReconnectNow && tunnel.leaving != Leaving::Reconnect {
+                continue; // it has
+            }
+            tunnel.leaving = how;
+            self.todo.push_back(Todo::Leave { exchange, serial });
+            if how == Leaving::Reconnect {
+                let patience_ms = self.options.app.stop_timeout_ms / 2;
+                self.leave_at(self.now_ms + patience_ms, exchange, serial, Leaving::ReconnectNow);
             }
         }
     }

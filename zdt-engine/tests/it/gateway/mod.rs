@@ -38,14 +38,14 @@ fn gateway_for(urls: &[String], config: &str) -> Engine {
 
 /// One answer: status, head, body.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
 }
 
 impl Answer {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
@@ -78,9 +78,9 @@ fn begin(address: SocketAddr, head: &str) -> TcpStream {
     stream
 }
 
-/// Reads an answer with a length.
+/// Reads an answer with a length or in chunks, and whatever came with it.
 #[track_caller]
-fn read_answer(stream: &mut TcpStream) -> Answer {
+pub fn read_answer(stream: &mut TcpStream) -> Answer {
     let mut bytes = Vec::new();
     let mut piece = [0; 16 << 10];
     loop {
@@ -88,13 +88,38 @@ fn read_answer(stream: &mut TcpStream) -> Answer {
         assert!(count > 0, "cut off: {:?}", String::from_utf8_lossy(&bytes));
         bytes.extend_from_slice(&piece[..count]);
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let answer = parse(&bytes);
+        let mut answer = parse(&bytes);
+        if answer.head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            match unchunked(&answer.body) {
+                Some(body) => answer.body = body,
+                None => continue,
+            }
+            return answer;
+        }
         let length = answer.head.lines().find_map(|line| {
             let (name, value) = line.split_once(": ")?;
             name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
         });
         if bytes.len() >= end + 4 + length.expect("a length") {
             return answer;
+        }
+    }
+}
+
+/// A body without its chunks, once it is there as a whole; behind it, what came with it.
+#[track_caller]
+fn unchunked(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = bytes.windows(2).position(|window| window == b"\r\n")?;
+        let size = std::str::from_utf8(&bytes[..line]).expect("text");
+        let size = usize::from_str_radix(size, 16).expect("a chunk's size");
+        let chunk = bytes.get(line + 2..line + 2 + size + 2)?;
+        body.extend_from_slice(chunk.strip_suffix(b"\r\n").expect("the end of a chunk"));
+        bytes = &bytes[line + 2 + size + 2..];
+        if size == 0 {
+            body.extend_from_slice(bytes);
+            return Some(body);
         }
     }
 }

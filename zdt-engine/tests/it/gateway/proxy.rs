@@ -2,9 +2,13 @@
 
 use std::io::{Read, Write};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::upstream::{self, Upstream};
 use super::{ask_raw, begin, gateway, gateway_for, get, read_answer};
-use crate::lab::{client, eventually};
+use crate::lab::{PATIENCE, client, eventually};
+use crate::supervisor::engine::{Engine, Options};
 
 #[test]
 fn requests_and_answers_pass() {
@@ -215,4 +219,45 @@ fn without_an_upstream_at_the_start_the_configuration_is_refused() {
     assert!(!output.status.success() && text.contains("--upstream"), "{text}");
     let unnamed: &[String] = &["http://".to_owned()];
     assert!(std::panic::catch_unwind(|| gateway_for(unnamed, "")).is_err());
+}
+
+/// The upstream closes a kept connection just before the next request is sent on it.
+#[test]
+fn a_request_that_meets_the_end_of_a_kept_connection_is_sent_again_as_a_whole() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(dir.path(), mode(0o755)).expect("permissions");
+    let socket = dir.path().join("app.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
+    std::fs::set_permissions(&socket, mode(0o777)).expect("permissions");
+    let mut options = Options::config("workers = 1").and("--steering", "off");
+    options = options.and("--service", "proxy");
+    options = options.and("--upstream", &format!("unix:{}", socket.display()));
+    options.faults = "gateway.send@1=stop:2".to_owned();
+    let engine = Engine::start(options);
+    let answer = |upstream: &mut std::os::unix::net::UnixStream, text: &str| {
+        let mut piece = [0; 1024];
+        let count = upstream.read(&mut piece).expect("read");
+        assert!(piece[..count].starts_with(b"POST /"), "{count}");
+        write!(upstream, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{text}").expect("write");
+    };
+    let head = "POST /x HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n";
+    let mut stream = client::connect(engine.address());
+    stream.write_all(head.as_bytes()).expect("write");
+    let (mut upstream, _) = listener.accept().expect("accept");
+    answer(&mut upstream, "one");
+    assert_eq!(read_answer(&mut stream).text(), "one");
+    stream.write_all(head.as_bytes()).expect("write");
+    let worker = Pid::from_raw(engine.workers(1)[0] as i32);
+    eventually("the worker stops", || {
+        let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).expect("stat");
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+    });
+    drop(upstream);
+    kill(worker, Signal::SIGCONT).expect("signal");
+    let (mut upstream, _) = listener.accept().expect("accept");
+    upstream.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    // No byte of it had left: not even a POST is lost.
+    answer(&mut upstream, "two");
+    assert_eq!(read_answer(&mut stream).text(), "two");
 }

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::lab::eventually;
+use crate::lab::programs::{Guarded, python};
 use crate::lab::secure::Authority;
-use crate::lab::system::{Guarded, python};
 use crate::supervisor::engine::{Engine, Options};
 
 use super::gateway_for;

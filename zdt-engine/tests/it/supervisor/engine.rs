@@ -27,6 +27,8 @@ pub struct Options {
     pub binary: Option<PathBuf>,
     /// More of the environment.
     pub environment: Vec<(String, String)>,
+    /// Where it is started.
+    pub directory: Option<PathBuf>,
     /// The run directory is a disk of its own, with so many bytes.
     pub disk_bytes: Option<u32>,
 }
@@ -275,6 +277,10 @@ impl Drop for Engine {
             let last = &lines[lines.len().saturating_sub(80)..];
             eprintln!("the engine's log:\n{}", last.join("\n"));
         }
+        // An application would outlive a supervisor that is killed.
+        if self.options.args.iter().any(|flag| flag == "--app") {
+            let _ = self.zdt(&["stop", "--now"]);
+        }
         // The one that was started, and whoever has replaced it, or would now that it is dead.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -358,6 +364,9 @@ fn spawn(dir: &Path, options: &Options) -> Child {
     command.arg(dir.join("zdt.toml"));
     if !options.config.contains("workers =") {
         command.args(["--workers", "2"]);
+    }
+    if let Some(directory) = &options.directory {
+        command.current_dir(directory);
     }
     command
         .args(&options.args)
