@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::lab::system::python;
+use crate::lab::programs::python;
 use crate::lab::{client, eventually};
 use crate::supervisor::engine::{Engine, Options};
 

@@ -1,26 +1,15 @@
 //! Other people's clients of HTTP/2, across reloads: curl, nghttp, h2load, Python's h2; and Python's hpack as an
 //! oracle for the decoder.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use zdt_engine::proto::hpack::{Decoder, Encoder, Fields, Limits, encode};
-use zdt_engine::service::demo::big_byte;
 
-use crate::lab::eventually;
-use crate::lab::system::{Guarded, have_curl, python, while_reloading};
-use crate::skip::skip;
+use crate::lab::programs::{Guarded, Rounds, curl, have, have_curl, python, read_big};
+use crate::lab::system::while_reloading;
 use crate::supervisor::engine::{Engine, Options};
-
-fn have(program: &str, test: &str) -> bool {
-    let there =
-        Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !there {
-        skip(test, &format!("needs {program}"));
-    }
-    there
-}
 
 #[test]
 fn a_stream_to_curl_goes_on_through_reloads() {
@@ -29,10 +18,8 @@ fn a_stream_to_curl_goes_on_through_reloads() {
     }
     let engine = Engine::start(Options::default());
     let mut client = Guarded(
-        Command::new("curl")
-            .args(["-q", "--noproxy", "*", "-sS", "-N", "--fail", "--max-time", "60"])
-            .args(["--http2-prior-knowledge", "-w", "%{http_version} %{http_code}\n"])
-            .arg(format!("http://{}/stream?chunks=40&interval_ms=50", engine.address()))
+        curl(&["-N", "--http2-prior-knowledge", "-w", "%{http_version} %{http_code}\n"])
+            .arg(format!("http://{}/stream?chunks=60&interval_ms=50", engine.address()))
             .stdout(Stdio::piped())
             .spawn()
             .expect("run curl"),
@@ -41,12 +28,12 @@ fn a_stream_to_curl_goes_on_through_reloads() {
     let mut seen = Vec::new();
     for line in lines {
         seen.push(line.expect("read"));
-        if seen.len() % 10 == 1 && seen.len() < 40 {
+        if seen.len() % 10 == 1 && seen.len() < 30 {
             let verdict = engine.reload_well();
             assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
         }
     }
-    let mut expected: Vec<_> = (0..40).map(|number| format!("chunk {number}")).collect();
+    let mut expected: Vec<_> = (0..60).map(|number| format!("chunk {number}")).collect();
     expected.push("2 200".to_owned());
     assert_eq!(seen, expected);
     assert!(client.0.wait().expect("wait").success());
@@ -59,34 +46,16 @@ fn a_download_by_curl_crosses_reloads() {
     }
     const TOTAL: usize = 24 << 20;
     let engine = Engine::start(Options::default());
-    let mut client = Guarded(
-        Command::new("curl")
-            .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60"])
-            .args(["--http2-prior-knowledge", "--limit-rate", "12M"])
+    let client = Guarded(
+        curl(&["--http2-prior-knowledge", "--limit-rate", "12M"])
             .arg(format!("http://{}/big?n={TOTAL}", engine.address()))
-            .stdout(Stdio::piped())
             .spawn()
             .expect("run curl"),
     );
-    let mut stdout = client.0.stdout.take().expect("stdout");
-    let mut buffer = vec![0; 64 << 10];
-    let (mut at, mut reloads) = (0, 0);
-    loop {
-        let count = stdout.read(&mut buffer).expect("read");
-        if count == 0 {
-            break;
-        }
-        let wrong = (at..).zip(&buffer[..count]).find(|&(at, &byte)| byte != big_byte(at as u64));
-        assert_eq!(wrong, None, "after {reloads} reloads");
-        at += count;
-        if at > (reloads + 1) * (5 << 20) && reloads < 3 {
-            let verdict = engine.reload_well();
-            assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
-            reloads += 1;
-        }
-    }
-    assert_eq!((at, reloads), (TOTAL, 3));
-    assert!(client.0.wait().expect("wait").success());
+    read_big(client, TOTAL, 5 << 20, 3, || {
+        let verdict = engine.reload_well();
+        assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
+    });
 }
 
 #[test]
@@ -95,40 +64,21 @@ fn websockets_of_the_h2_library_count_on_through_reloads() {
     let Some(python) = python(test) else { return };
     let engine = Engine::start(Options::default());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/http2_clients.py");
-    let mut client = Guarded(
-        Command::new(python)
-            .args([script, &engine.address().port().to_string(), "20"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run the client"),
-    );
-    let mut rounds = BufReader::new(client.0.stdout.take().expect("stdout")).lines();
-    let mut next_round = || {
-        let line = rounds.next().expect("the client has ended early").expect("read");
-        assert_eq!(line, "round");
-    };
-    next_round();
+    let port = engine.address().port().to_string();
+    let mut client = Rounds::begin(Command::new(python).args([script, &port, "20"]));
     for _ in 0..5 {
         let verdict = engine.reload_well();
         assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
         assert_eq!(verdict["drained_connections"], 0, "{verdict}");
-        next_round();
+        client.next();
     }
-    drop(client.0.stdin.take());
-    rounds.by_ref().for_each(drop);
-    let mut status = None;
-    eventually("the client ends", || {
-        status = client.0.try_wait().expect("wait");
-        status.is_some()
-    });
-    assert!(status.expect("status").success(), "{status:?}");
+    client.end();
 }
 
 #[test]
 fn h2load_loses_no_request_to_reloads() {
     let test = "http2_clients::h2load_loses_no_request_to_reloads";
-    if !have("h2load", test) {
+    if !have(test, "h2load", "--version") {
         return;
     }
     let engine = Engine::start(Options::default());
@@ -148,7 +98,7 @@ fn h2load_loses_no_request_to_reloads() {
 #[test]
 fn nghttp_gets_the_page_and_uploads() {
     let test = "http2_clients::nghttp_gets_the_page_and_uploads";
-    if !have("nghttp", test) {
+    if !have(test, "nghttp", "--version") {
         return;
     }
     let engine = Engine::start(Options::default());

@@ -5,9 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
 use crate::admin::free_address;
-use crate::lab::system::Guarded;
+use crate::lab::programs::{Guarded, have};
 use crate::lab::{client, eventually};
-use crate::skip::skip;
 use crate::supervisor::engine::{Engine, Options};
 
 const REQUEST: &[u8] = b"GET /id?id=proxied HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -120,8 +119,8 @@ fn half_a_header_survives_reloads() {
 
 #[test]
 fn haproxy_in_front() {
-    if Command::new("haproxy").arg("-v").output().is_err() {
-        return skip("proxy_protocol::haproxy_in_front", "needs haproxy");
+    if !have("proxy_protocol::haproxy_in_front", "haproxy", "-v") {
+        return;
     }
     let engine = proxied("127.0.0.1", "");
     let dir = tempfile::tempdir().expect("tempdir");

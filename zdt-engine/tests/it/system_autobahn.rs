@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::system::{python, while_reloading};
+use crate::lab::programs::python;
+use crate::lab::system::while_reloading;
 use crate::supervisor::engine::{Engine, Options};
 
 /// Compression in bulk: nearly half of the cases, and nearly all of the time.

@@ -1,23 +1,13 @@
 //! curl across reloads: kept connections, a download, an upload, each checked to the last byte.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
 
 use sha2::{Digest, Sha256};
-use zdt_engine::service::demo::big_byte;
 
-use crate::lab::system::{Guarded, have_curl};
+use crate::lab::programs::{Guarded, curl, have_curl, read_big};
 use crate::supervisor::engine::{Engine, Options, output_of};
 
 const MIB: usize = 1 << 20;
-
-fn curl(arguments: &[&str]) -> Command {
-    let mut command = Command::new("curl");
-    // No user's configuration; no proxy from the environment.
-    command.args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60"]).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
 
 #[test]
 fn one_connection_serves_a_client_through_reloads() {
@@ -50,31 +40,16 @@ fn a_large_download_crosses_reloads() {
     }
     const TOTAL: usize = 48 * MIB;
     let engine = Engine::start(Options::default());
-    let mut client = Guarded(
+    let client = Guarded(
         curl(&["--limit-rate", "24M"])
             .arg(format!("http://{}/big?n={TOTAL}", engine.address()))
             .spawn()
             .expect("run curl"),
     );
-    let mut stdout = client.0.stdout.take().expect("stdout");
-    let mut buffer = vec![0; 64 << 10];
-    let (mut at, mut reloads) = (0, 0);
-    loop {
-        let count = stdout.read(&mut buffer).expect("read");
-        if count == 0 {
-            break;
-        }
-        let wrong = (at..).zip(&buffer[..count]).find(|&(at, &byte)| byte != big_byte(at as u64));
-        assert_eq!(wrong, None, "after {reloads} reloads");
-        at += count;
-        if at > (reloads + 1) * 8 * MIB && at < TOTAL - 4 * MIB {
-            let verdict = engine.reload_well();
-            assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
-            reloads += 1;
-        }
-    }
-    assert_eq!((at, reloads), (TOTAL, 5));
-    assert!(client.0.wait().expect("wait").success());
+    read_big(client, TOTAL, 8 * MIB, 5, || {
+        let verdict = engine.reload_well();
+        assert_eq!(verdict["migrated_connections"], 1, "{verdict}");
+    });
 }
 
 #[test]

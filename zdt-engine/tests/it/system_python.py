@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import sys
+import threading
 
 import websockets
 
@@ -52,9 +53,11 @@ async def main(url, count):
     for connection in connections:
         names = [extension.name for extension in connection.protocol.extensions]
         assert names == ["permessage-deflate"], names
-    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    # A daemon: one that fails does not wait for its standard input.
+    ended = threading.Thread(target=sys.stdin.read, daemon=True)
+    ended.start()
     while True:
-        is_last = ended.done()
+        is_last = not ended.is_alive()
         await asyncio.gather(*(one_round(connection, rng) for connection in connections))
         print("round", flush=True)
         if is_last:

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod http2;
 pub mod mixed;
+pub mod programs;
 pub mod secure;
 pub mod system;
 pub mod worker;

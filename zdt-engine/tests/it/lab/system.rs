@@ -1,49 +1,13 @@
-//! What tests of the whole system share: other people's clients, reloads meanwhile, descriptors and
-//! memory of a process.
+//! What tests of the whole system share: reloads meanwhile, descriptors and memory of a process.
 
-use std::path::PathBuf;
-use std::process::Child;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::skip::skip;
 use crate::supervisor::engine::Engine;
 
 use super::eventually;
-
-/// The Python with the clients that `cargo xtask test` fetches; `None`, with a line that says so,
-/// where there is none.
-pub fn python(test: &str) -> Option<PathBuf> {
-    let python = std::env::var_os("ZDT_TEST_PYTHON").map(PathBuf::from);
-    if python.is_none() {
-        skip(test, "needs ZDT_TEST_PYTHON, which `cargo xtask test` sets");
-    }
-    python
-}
-
-/// True if curl is there; false with a line that says so.
-pub fn have_curl(test: &str) -> bool {
-    let there = std::process::Command::new("curl")
-        .arg("--version")
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !there {
-        skip(test, "needs curl");
-    }
-    there
-}
-
-/// A child that does not outlive its test.
-pub struct Guarded(pub Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Reloads, `pause` between two, for as long as `work` takes. Returns what that returned, and how
 /// many reloads there were; every one of them succeeded and lost nothing.

@@ -4,21 +4,36 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::lab::programs::{Guarded, curl, have, have_curl};
 use crate::lab::secure::Authority;
-use crate::lab::system::{Guarded, have_curl, while_reloading};
-use crate::skip::skip;
+use crate::lab::system::while_reloading;
 use crate::supervisor::engine::{Engine, Options};
 
 fn engine(authority: &Authority) -> Engine {
     Engine::start(Options::config(&authority.config()))
 }
 
-fn have(test: &str, program: &str, argument: &str) -> bool {
-    let there = Command::new(program).arg(argument).output().is_ok_and(|out| out.status.success());
-    if !there {
-        skip(test, &format!("needs {program}"));
-    }
-    there
+/// Asks for eight ids on one connection, reloads meanwhile: each answer has this behind its id, and the number of
+/// connections that were made for it.
+fn keeps_its_connection(arguments: &[&str], behind: &str) {
+    let authority = Authority::new();
+    let engine = engine(&authority);
+    let port = engine.address().port();
+    let run = || {
+        curl(&["--rate", "300/m", "--cacert"])
+            .arg(authority.path("server.pem"))
+            .args(arguments)
+            .args(["-w", " %{http_code} %{http_version} %{num_connects}\n"])
+            .arg(format!("https://localhost:{port}/id?id=[1-8]"))
+            .output()
+            .expect("run curl")
+    };
+    let (output, reloads) = while_reloading(&engine, Duration::from_millis(100), run);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected: String =
+        (1..=8).map(|id| format!("{id} {behind} {}\n", u8::from(id == 1))).collect();
+    assert_eq!(text, expected, "{output:?}");
+    assert!(reloads > 1);
 }
 
 /// `k` and `K` of s_client are key updates, the second with a request for one.
@@ -75,37 +90,8 @@ fn curl_keeps_its_connection() {
     if !have_curl("tls::clients::curl_keeps_its_connection") {
         return;
     }
-    let authority = Authority::new();
-    let engine = engine(&authority);
-    let port = engine.address().port();
     for version in ["1.2", "1.3"] {
-        let run = || {
-            Command::new("curl")
-                .args([
-                    "-q",
-                    "--noproxy",
-                    "*",
-                    "-sS",
-                    "--fail",
-                    "--max-time",
-                    "60",
-                    "--rate",
-                    "300/m",
-                ])
-                .args(["--http1.1", "--tls-max", version, "--cacert"])
-                .arg(authority.path("server.pem"))
-                .args(["-w", " %{http_code} %{num_connects}\n"])
-                .arg(format!("https://localhost:{port}/id?id=[1-8]"))
-                .output()
-                .expect("run curl")
-        };
-        let (output, reloads) = while_reloading(&engine, Duration::from_millis(100), run);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 8, "{text} {output:?}");
-        assert_eq!(lines[0], "1 200 1");
-        assert!(lines[1..].iter().all(|line| line.ends_with(" 200 0")), "one connection: {text}");
-        assert!(reloads > 1);
+        keeps_its_connection(&["--http1.1", "--tls-max", version], "200 1.1");
     }
 }
 
@@ -115,26 +101,7 @@ fn curl_speaks_http2_on_one_connection() {
     if !have_curl("tls::clients::curl_speaks_http2_on_one_connection") {
         return;
     }
-    let authority = Authority::new();
-    let engine = engine(&authority);
-    let port = engine.address().port();
-    let run = || {
-        Command::new("curl")
-            .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60", "--rate", "300/m"])
-            .args(["--http2", "--cacert"])
-            .arg(authority.path("server.pem"))
-            .args(["-w", " %{http_code} %{http_version} %{num_connects}\n"])
-            .arg(format!("https://localhost:{port}/id?id=[1-8]"))
-            .output()
-            .expect("run curl")
-    };
-    let (output, reloads) = while_reloading(&engine, Duration::from_millis(100), run);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 8, "{text} {output:?}");
-    assert_eq!(lines[0], "1 200 2 1");
-    assert!(lines[1..].iter().all(|line| line.ends_with(" 200 2 0")), "one connection: {text}");
-    assert!(reloads > 1);
+    keeps_its_connection(&["--http2"], "200 2");
 }
 
 #[test]
@@ -145,8 +112,7 @@ fn http2_that_is_off_is_not_offered() {
     let authority = Authority::new();
     let config = format!("{}\n[http2]\nenabled = false\n", authority.config());
     let engine = Engine::start(Options::config(&config));
-    let output = Command::new("curl")
-        .args(["-q", "--noproxy", "*", "-sS", "--fail", "--max-time", "60", "--http2", "--cacert"])
+    let output = curl(&["--http2", "--cacert"])
         .arg(authority.path("server.pem"))
         .args(["-w", " %{http_code} %{http_version}"])
         .arg(format!("https://localhost:{}/id?id=7", engine.address().port()))
