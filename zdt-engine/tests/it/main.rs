@@ -6,6 +6,7 @@ mod skip;
 mod access_log;
 mod admin;
 mod allocations;
+mod applications;
 mod freeze;
 mod gateway;
 mod handoff_basic;
