@@ -9,7 +9,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::pack::{put_u16, put_u32};
@@ -21,6 +22,9 @@ use super::{
 
 /// Tags of sections that hold key material (TLS).
 pub const SECRET_TAGS: [u16; 4] = [10, 11, 24, 25];
+
+/// Longest text of a record. What is decoded from it takes several times as much memory for a moment.
+pub const MAX_JSON_BYTES: usize = 16 << 20;
 
 /// A section's head and tail.
 pub type Parts = (Vec<u8>, Vec<u8>);
@@ -40,7 +44,32 @@ pub struct JsonCodec {
 
 #[derive(Serialize, Deserialize)]
 struct Document {
+    #[serde(deserialize_with = "bounded")]
     sections: Vec<Shown>,
+}
+
+/// Not more sections than a record may have, however many there are in the text.
+fn bounded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Shown>, D::Error> {
+    struct Sections;
+    impl<'de> Visitor<'de> for Sections {
+        type Value = Vec<Shown>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(formatter, "at most {MAX_SECTIONS} sections")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Shown>, A::Error> {
+            let mut sections = Vec::new();
+            while let Some(section) = list.next_element()? {
+                if sections.len() == MAX_SECTIONS {
+                    return Err(serde::de::Error::custom("too many sections"));
+                }
+                sections.push(section);
+            }
+            Ok(sections)
+        }
+    }
+    deserializer.deserialize_seq(Sections)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -100,7 +129,7 @@ pub fn to_json(record: &mut Vec<u8>, codecs: &[JsonCodec]) -> bool {
     let sections = parsed.sections().map(|section| show(&section, codecs)).collect();
     let Ok(text) = serde_json::to_vec(&Document { sections }) else { return false };
     let length = ENVELOPE_BYTES + text.len();
-    if length > MAX_RECORD_BYTES {
+    if text.len() > MAX_JSON_BYTES {
         return false;
     }
     record.truncate(ENVELOPE_BYTES);
@@ -126,11 +155,11 @@ pub fn from_json(
     if integrity == Integrity::Unknown {
         verify_checksum(record)?;
     }
+    if record.len() - ENVELOPE_BYTES > MAX_JSON_BYTES {
+        return Err(StateError::Json("longer than a record may be"));
+    }
     let document: Document = serde_json::from_slice(&record[ENVELOPE_BYTES..])
         .map_err(|_| StateError::Json("no JSON of a record"))?;
-    if document.sections.len() > MAX_SECTIONS {
-        return Err(StateError::Json("too many sections"));
-    }
     let bytes = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().expect("8 bytes"));
     let freeze = FreezeInstant { boot_hash: bytes(16), boottime_ns: bytes(24) };
     let mut binary = Vec::new();

@@ -73,6 +73,19 @@ impl Unpacker {
         record: &mut Vec<u8>,
         integrity: Integrity,
     ) -> Result<Integrity, StateError> {
+        self.unpack_within(record, integrity, MAX_RECORD_BYTES)
+    }
+
+    /// The same for a record that is known to be short: one that claims more is refused unread.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn unpack_within(
+        &mut self,
+        record: &mut Vec<u8>,
+        integrity: Integrity,
+        most_bytes: usize,
+    ) -> Result<Integrity, StateError> {
         let found = envelope(record)?;
         if found.flags & !FLAG_JSON == 0 {
             return Ok(integrity); // whoever reads on checks it
@@ -84,7 +97,7 @@ impl Unpacker {
             verify_checksum(record)?;
         }
         let plain = found.plain_bytes;
-        if plain == 0 || plain > MAX_RECORD_BYTES - ENVELOPE_BYTES {
+        if plain == 0 || plain > most_bytes.min(MAX_RECORD_BYTES) - ENVELOPE_BYTES {
             return Err(StateError::Compression("an impossible length"));
         }
         if self.context.is_none() {

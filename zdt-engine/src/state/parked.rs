@@ -17,6 +17,9 @@ pub const TAG_PARKED_SESSION: u16 = 31;
 /// Largest parked session.
 pub const MAX_PARKED_BYTES: usize = 1 << 20;
 
+/// Largest record of one, with everything around it.
+const MAX_PARKED_RECORD_BYTES: usize = MAX_PARKED_BYTES + 1_024;
+
 /// Fixed part of [`TAG_PARKED`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -55,7 +58,7 @@ pub struct Parked<'a> {
 }
 
 impl<'a> Parked<'a> {
-    /// Makes the record plain and reads it.
+    /// Makes the record plain and reads it. What it takes is bounded, whatever the record claims.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -65,7 +68,7 @@ impl<'a> Parked<'a> {
         unpacker: &mut Unpacker,
     ) -> Result<Self, StateError> {
         let invalid = |reason| StateError::InvalidSection { tag: TAG_PARKED_SESSION, reason };
-        let integrity = unpacker.unpack(record, integrity)?;
+        let integrity = unpacker.unpack_within(record, integrity, MAX_PARKED_RECORD_BYTES)?;
         let record = Record::parse_checked(record, integrity)?;
         record.refuse_unknown(&[TAG_PARKED, TAG_PARKED_SESSION])?;
         let head = record.required(TAG_PARKED)?.head();

@@ -27,6 +27,8 @@ mod workers;
 
 pub use gateway::end_orphaned_applications;
 pub use handle::{AdminToken, Handle};
+#[doc(hidden)]
+pub use parking::{parked_file, try_parked_file};
 pub use rundir::{
     RunDirError, check as check_run_dir, connect_to_worker, control_socket,
     default_path as default_run_dir, workers_in,

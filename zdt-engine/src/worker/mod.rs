@@ -76,7 +76,7 @@ use incoming::Intake;
 use outgoing::HandoffJob;
 use timers::Timers;
 
-pub use record::bench_roundtrip;
+pub use record::{JSON_CODECS, bench_roundtrip};
 pub use startup::main;
 
 /// All that a worker has. The parts are separate fields so that a connection, the service and the

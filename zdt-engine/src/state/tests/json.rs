@@ -97,6 +97,29 @@ fn secrets_never_become_json() {
 }
 
 #[test]
+fn what_json_may_claim_is_bounded() {
+    let with = |text: &str| {
+        let mut bytes = record(7, b"")[..ENVELOPE_BYTES].to_vec();
+        bytes[10..12].copy_from_slice(&4u16.to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+        let length = bytes.len() as u32;
+        bytes[12..16].copy_from_slice(&length.to_le_bytes());
+        from_json(&mut bytes, Integrity::Verified, &CODECS)
+    };
+    let sections = |count: usize| {
+        let section = "{\"tag\":9,\"version\":1}";
+        with(&format!("{{\"sections\":[{}]}}", vec![section; count].join(",")))
+    };
+    assert_eq!(sections(MAX_SECTIONS), Ok(Integrity::Verified));
+    assert!(matches!(sections(MAX_SECTIONS + 1), Err(StateError::Json(_))));
+    let spaces = format!("{{\"sections\":[{}]}}", " ".repeat(MAX_JSON_BYTES));
+    assert!(matches!(with(&spaces), Err(StateError::Json(_))));
+    // What would be longer stays binary.
+    let mut large = record(7, &vec![7; MAX_JSON_BYTES]);
+    assert!(!to_json(&mut large, &CODECS));
+}
+
+#[test]
 fn junk_is_refused() {
     let mut good = record(7, b"");
     assert!(to_json(&mut good, &CODECS));

@@ -176,6 +176,11 @@ fn a_bomb_has_no_effect() {
     };
     let right = u32::from_le_bytes(bomb[36..40].try_into().unwrap());
     assert!(unpack(right).is_ok());
+    let within = |most: usize| {
+        Unpacker::default().unpack_within(&mut bomb.clone(), Integrity::Verified, most)
+    };
+    assert!(within(right as usize + ENVELOPE_BYTES).is_ok());
+    assert!(within(right as usize + ENVELOPE_BYTES - 1).is_err());
     for wrong in [0, 1, right - 1, right + 1, MAX_RECORD_BYTES as u32, u32::MAX] {
         assert!(matches!(unpack(wrong), Err(StateError::Compression(_))), "{wrong}");
     }

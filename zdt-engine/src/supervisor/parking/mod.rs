@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use self::keeping::Keeping;
 use self::parkfile::FileError;
-use crate::config::ParkingSettings;
+use crate::config::{ParkingOptions, ParkingSettings};
 use crate::control::{ToWorker, hex};
 use crate::shm::{read_sealed, sealed_copy};
 use crate::state::parked::{Parked, split_record};
@@ -29,6 +29,8 @@ use crate::sys;
 
 /// Largest memfd that a worker may send.
 const MAX_BATCH_BYTES: usize = 64 << 20;
+/// What all sessions of such a memfd may be together once they are unpacked: that takes time.
+const MAX_BATCH_PLAIN_BYTES: usize = 1 << 30;
 /// Largest memfd that a predecessor may leave.
 const MAX_ESTATE_BYTES: usize = 1 << 30;
 /// How long a file that cannot be written is tried again.
@@ -78,11 +80,21 @@ impl Store {
         self.bytes += session.record.len();
         self.by_end.insert((session.expires_unix_s, id));
         self.sessions.insert(id, session);
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
         while self.sessions.len() > self.max_sessions || self.bytes > self.max_bytes {
             let Some(&(_, first)) = self.by_end.first() else { break };
             self.take(&first);
             self.evicted += 1;
         }
+    }
+
+    fn bound(&mut self, settings: &ParkingSettings) {
+        self.max_sessions = settings.max_sessions as usize;
+        self.max_bytes = usize::try_from(settings.max_bytes).unwrap_or(usize::MAX);
+        self.make_room();
     }
 
     fn take(&mut self, id: &Id) -> Option<Session> {
@@ -108,8 +120,13 @@ impl Store {
     }
 
     /// Takes records that follow each other in; returns how many there were, and what was wrong.
-    fn insert_all(&mut self, mut bytes: &[u8]) -> (u32, Result<(), String>) {
-        let mut count = 0;
+    fn insert_all(&mut self, bytes: &[u8]) -> (u32, Result<(), String>) {
+        self.insert_within(bytes, usize::MAX)
+    }
+
+    /// The same, with a bound for what they are unpacked.
+    fn insert_within(&mut self, mut bytes: &[u8], most: usize) -> (u32, Result<(), String>) {
+        let (mut count, mut plain_bytes) = (0, 0);
         let mut unpacker = Unpacker::default();
         while !bytes.is_empty() {
             let record = match split_record(bytes) {
@@ -129,6 +146,10 @@ impl Store {
                 }
                 Err(error) => return (count, Err(error.to_string())),
             }
+            plain_bytes += plain.len();
+            if plain_bytes > most {
+                return (count, Err(format!("more than {most} bytes at once")));
+            }
         }
         (count, Ok(()))
     }
@@ -142,7 +163,7 @@ pub(in crate::supervisor) struct Parking {
     key: Option<Secret>,
     keeping: Keeping,
     /// What resume tokens are signed with: the same after a restart if there is a key.
-    pub resume_secret: Option<Secret>,
+    resume_secret: Secret,
 }
 
 impl Parking {
@@ -154,9 +175,8 @@ impl Parking {
         let directory = settings.path.clone().unwrap_or_else(|| run_dir.to_owned());
         let key = settings.key.as_ref().and_then(|key| Some(Secret::new(*key.key_bytes()?)));
         let resume_secret = match &key {
-            _ if !settings.enabled => None,
-            Some(key) => Some(derive(key, b"zdt resume tokens", &[b"version 1"])),
-            None => Some(Secret::new(sys::random_bytes().map_err(|error| error.to_string())?)),
+            Some(key) => derive(key, b"zdt resume tokens", &[b"version 1"]),
+            None => Secret::new(sys::random_bytes().map_err(|error| error.to_string())?),
         };
         let (store, keeping) = (Store::new(settings), Keeping::new(Instant::now()));
         Ok(Self { store, directory, key, keeping, resume_secret })
@@ -164,7 +184,17 @@ impl Parking {
 
     /// Whether there is a file.
     fn is_kept(&self) -> bool {
-        self.resume_secret.is_some() && self.key.is_some()
+        self.key.is_some()
+    }
+
+    /// A worker needs it if it may park.
+    pub fn resume_secret(&self, options: &ParkingOptions) -> Option<Secret> {
+        options.enabled.then(|| self.resume_secret.clone())
+    }
+
+    /// Other bounds, from a reload.
+    pub fn bound(&mut self, settings: &ParkingSettings) {
+        self.store.bound(settings);
     }
 
     /// Sees to the directory.
@@ -228,8 +258,7 @@ impl Parking {
     /// # Errors
     /// When out of memory or descriptors.
     pub fn leave(&self) -> std::io::Result<Option<OwnedFd>> {
-        let Some(secret) = &self.resume_secret else { return Ok(None) };
-        let mut parts: Vec<&[u8]> = vec![secret.bytes()];
+        let mut parts: Vec<&[u8]> = vec![self.resume_secret.bytes()];
         parts.extend(self.store.sessions.values().map(|session| &session.record[..]));
         // One write takes so many parts at most.
         let bytes = Zeroizing::new(parts.concat());
@@ -238,21 +267,40 @@ impl Parking {
 
     /// Takes over what a predecessor has left.
     pub fn inherit(&mut self, memfd: &OwnedFd) {
-        if self.resume_secret.is_none() {
-            return;
-        }
         let bytes = match read_sealed(memfd.as_fd(), MAX_ESTATE_BYTES) {
             Ok(bytes) => Zeroizing::new(bytes),
             Err(error) => return tracing::error!(%error, "the predecessor's parked sessions"),
         };
         let Some((secret, records)) = bytes.split_first_chunk() else { return };
         if self.key.is_none() {
-            self.resume_secret = Some(Secret::new(*secret)); // its clients' tokens stay good
+            self.resume_secret = Secret::new(*secret); // its clients' tokens stay good
         }
         if let (taken, Err(error)) = self.store.insert_all(records) {
             tracing::error!(taken, error, "the predecessor's parked sessions");
         }
     }
+}
+
+/// For fuzzing: what a supervisor keeps of a file with these bytes, which it says are sound or not.
+#[doc(hidden)]
+pub fn try_parked_file(bytes: &[u8], key: &Secret) -> Option<(usize, bool)> {
+    let loaded = parkfile::decode(bytes, key).ok()?;
+    let settings = ParkingSettings { max_sessions: 64, max_bytes: 1 << 20, ..Default::default() };
+    let mut store = Store::new(&settings);
+    for record in &loaded.records {
+        let _ = store.insert_all(record);
+    }
+    store.forget_expired(u64::MAX / 2);
+    let listed = store.sessions.values().map(|session| session.record.len()).sum::<usize>();
+    assert_eq!((listed, store.by_end.len()), (store.bytes, store.sessions.len()));
+    assert!(store.sessions.len() <= 64 && store.bytes <= 1 << 20);
+    Some((loaded.records.len(), loaded.problem.is_none()))
+}
+
+/// For fuzzing: a file with these records; `None` if one of them cannot be sealed.
+#[doc(hidden)]
+pub fn parked_file(key: &Secret, records: &[Vec<u8>]) -> Option<Vec<u8>> {
+    parkfile::encode(key, records.iter().map(Vec::as_slice)).ok()
 }
 
 impl Core {
@@ -272,7 +320,7 @@ impl Core {
         let store = &mut self.parking.store;
         store.forget_expired(unix_s());
         let evicted = store.evicted;
-        let (taken, outcome) = store.insert_all(&bytes);
+        let (taken, outcome) = store.insert_within(&bytes, MAX_BATCH_PLAIN_BYTES);
         if let Err(error) = outcome {
             tracing::error!(worker, count, taken, error, "parked sessions are malformed");
         }
@@ -413,6 +461,8 @@ mod tests {
         assert!(store.bytes <= 100 && store.sessions.contains_key(&[5; 16]));
         store.insert([5; 16], session(60, 10));
         assert_eq!(store.bytes, store.sessions.values().map(|one| one.record.len()).sum::<usize>());
+        store.bound(&ParkingSettings { max_bytes: 50, ..ParkingSettings::default() });
+        assert!(store.bytes <= 50, "a reload may ask for less");
         store.insert([6; 16], session(99, 101));
         assert!(store.bytes <= 100, "one that does not fit at all is not kept");
         assert_eq!(store.by_end.len(), store.sessions.len());

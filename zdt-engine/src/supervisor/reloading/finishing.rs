@@ -153,6 +153,7 @@ impl Core {
         }
         // What cannot change while a supervisor lives stays as it was.
         self.settings = self.settings.keep_fixed(&reload.settings);
+        self.parking.bound(&self.settings.parking);
         self.admin_token.send_replace(self.settings.admin_token.clone());
         let was = std::mem::replace(&mut self.shown, reload.shown.clone());
         for shown in self.shown.iter_mut().filter(|one| FIXED.contains(&one.setting.as_str())) {

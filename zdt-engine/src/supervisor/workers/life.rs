@@ -225,6 +225,7 @@ impl Core {
             Ok(file) => file,
             Err(message) => return self.on_failed(id, &message),
         };
+        let resume_secret = self.parking.resume_secret(&config.parking);
         let configure = Configure {
             identity,
             config,
@@ -232,7 +233,7 @@ impl Core {
             has_totals: self.scoreboard.has_totals(),
             has_access_log: access_log.is_some(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
-            resume_secret: self.parking.resume_secret.clone(),
+            resume_secret,
         };
         let mut fds: Vec<BorrowedFd<'_>> = vec![successor.as_fd(), self.scoreboard.as_fd()];
         fds.extend(self.steer.load_map());
