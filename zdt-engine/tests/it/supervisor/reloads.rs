@@ -1,11 +1,8 @@
 //! Reloads that succeed, reloads that fail, reloads that meet.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use nix::sys::signal::Signal;
 
-use super::engine::{Engine, Options, ask, output_of, verdict};
+use super::engine::{Engine, Options, Storm, ask, output_of, verdict};
 use crate::lab::{client, eventually};
 use crate::skip::have_root;
 
@@ -39,29 +36,13 @@ fn a_reload_keeps_every_connection() {
 fn no_request_fails_during_reloads() {
     for options in both_steerings() {
         let engine = Engine::start(options);
-        let address = engine.address();
-        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let storm: Vec<_> = (0..2)
-            .map(|number| {
-                let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
-                std::thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        let count = asked.fetch_add(1, Ordering::Relaxed);
-                        ask(client::connect(address), &format!("{number}-{count}"));
-                    }
-                })
-            })
-            .collect();
+        let storm = Storm::begin(engine.address());
         let mut clients = engine.clients(10);
         for generation in 2..8 {
             engine.reload_well();
             clients.count_all_in(generation);
         }
-        stop.store(true, Ordering::Relaxed);
-        for thread in storm {
-            thread.join().expect("no request failed");
-        }
-        assert!(asked.load(Ordering::Relaxed) > 10);
+        assert!(storm.end() > 10);
     }
 }
 

@@ -3,15 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::engine::{Engine, Options, ask, output_of, verdict};
-use crate::lab::{client, eventually};
+use super::engine::{Engine, Options, Storm, output_of, verdict};
+use crate::lab::eventually;
 use crate::skip::have_root;
 
 const REPLACE: [&str; 4] = ["reload", "--json", "--strategy", "socket-handoff"];
@@ -104,29 +102,13 @@ fn the_supervisor_and_its_workers_are_replaced() {
 fn no_request_fails_meanwhile() {
     for options in both_steerings() {
         let engine = Engine::start(options);
-        let address = engine.address();
-        let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let storm: Vec<_> = (0..2)
-            .map(|number| {
-                let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
-                std::thread::spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        let count = asked.fetch_add(1, Ordering::Relaxed);
-                        ask(client::connect(address), &format!("{number}-{count}"));
-                    }
-                })
-            })
-            .collect();
+        let storm = Storm::begin(engine.address());
         let mut clients = engine.clients(10);
         for generation in 2..5 {
             replace_well(&engine);
             clients.count_all_in(generation);
         }
-        stop.store(true, Ordering::Relaxed);
-        for thread in storm {
-            thread.join().expect("no request failed");
-        }
-        assert!(asked.load(Ordering::Relaxed) > 10);
+        assert!(storm.end() > 10);
     }
 }
 
