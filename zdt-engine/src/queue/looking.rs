@@ -49,7 +49,7 @@ impl RequestQueue {
         }
     }
 
-    /// Memory that counts towards [`Settings::max_bytes`].
+    /// Memory that counts towards [`Settings::max_bytes`](super::Settings::max_bytes).
     pub fn memory(&self) -> usize {
         footprint(blocks::BLOCK_BYTES) * self.blocks.used() + NODE_BYTES * self.requests
     }

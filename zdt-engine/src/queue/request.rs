@@ -34,7 +34,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Names a held request, for [`RequestQueue::cancel`]. Never names a later one.
+/// Names a held request, for [`RequestQueue::cancel`](super::RequestQueue::cancel). Never names a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId {
     pub(super) index: u32,
@@ -89,7 +89,7 @@ pub enum HoldError {
     },
 }
 
-/// What [`RequestQueue::replay`] did.
+/// What [`RequestQueue::replay`](super::RequestQueue::replay) did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replayed {
     /// Requests given out.

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// See [`Settings::reload`].
+/// See [`Settings::reload`](super::Settings::reload).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReloadOptions {
@@ -47,7 +47,7 @@ impl Default for ReloadOptions {
     }
 }
 
-/// See [`Settings::strategy`].
+/// See [`Settings::strategy`](super::Settings::strategy).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {

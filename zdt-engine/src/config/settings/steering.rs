@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// See [`Settings::steering`].
+/// See [`Settings::steering`](super::Settings::steering).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SteeringMode {
@@ -17,7 +17,7 @@ pub enum SteeringMode {
     Off,
 }
 
-/// See [`Settings::policy`].
+/// See [`Settings::policy`](super::Settings::policy).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::SeccompMode;
 
-/// See [`Settings::respawn`].
+/// See [`Settings::respawn`](super::Settings::respawn).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RespawnOptions {
@@ -25,7 +25,7 @@ impl Default for RespawnOptions {
     }
 }
 
-/// See [`Settings::supervision`].
+/// See [`Settings::supervision`](super::Settings::supervision).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SupervisionOptions {
