@@ -321,3 +321,6 @@ impl Core {
         Some(index)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 mod hold;
 mod http2;
+mod kills;
 mod moving;
 mod proxy;
 mod smuggling;
@@ -29,7 +30,13 @@ fn gateway(upstreams: &[&Upstream], config: &str) -> Engine {
 
 #[track_caller]
 fn gateway_for(urls: &[String], config: &str) -> Engine {
-    let mut options = Options::config(config).and("--steering", "off").and("--service", "proxy");
+    gateway_with_faults(urls, config, "")
+}
+
+#[track_caller]
+fn gateway_with_faults(urls: &[String], config: &str, faults: &str) -> Engine {
+    let options = Options { faults: faults.to_owned(), ..Options::config(config) };
+    let mut options = options.and("--steering", "off").and("--service", "proxy");
     for url in urls {
         options = options.and("--upstream", url);
     }
