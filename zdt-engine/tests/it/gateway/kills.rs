@@ -223,9 +223,12 @@ fn a_killed_green_gives_whole_connections_back() {
         for nth in if point == "adopt.received" { 1..=1 } else { 1..=4 } {
             let Scene { mut pair, clients, routes, _upstream } =
                 scene("", &format!("{point}@2=kill:{nth}"));
-            pair.hand_off();
-            let left = pair.blue.status().connections as usize;
-            assert_eq!(left, 4 * EACH - (nth - 1 + most_gone), "{point}:{nth}");
+            let report = pair.hand_off();
+            // What green had started before it died is gone with it, and nothing else.
+            assert_eq!(report.moved as usize, nth - 1 + most_gone, "{point}:{nth} {report:?}");
+            eventually("blue has let go of those", || {
+                pair.blue.status().connections as usize == 4 * EACH - (nth - 1 + most_gone)
+            });
             check(&mut pair.blue, clients, routes, &format!("{point}:{nth}"));
         }
     }
