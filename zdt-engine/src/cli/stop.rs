@@ -52,7 +52,7 @@ fn stop_orphans(run_dir: &Path, now: bool) -> Result<(u32, usize), String> {
 
 fn stop_workers(run_dir: &Path, now: bool) -> Result<u32, String> {
     let Ok(workers) = workers_in(run_dir) else { return Ok(0) };
-    let mut links: Vec<OwnedFd> = Vec::new();
+    let mut links: Vec<(u32, OwnedFd)> = Vec::new();
     for worker in workers {
         let Ok(link) = connect_to_worker(run_dir, worker) else { continue };
         let hello = ToWorker::Hello(crate::control::Hello {
@@ -69,18 +69,14 @@ fn stop_workers(run_dir: &Path, now: bool) -> Result<u32, String> {
             fdpass::send(link.as_fd(), &[IoSlice::new(&bytes)], &[])
                 .map_err(|error| format!("worker {worker}: {error}"))?;
         }
-        links.push(link);
+        links.push((worker, link));
     }
     let patience = Duration::from_millis(ORPHAN_DRAIN_MS + 5_000);
     let deadline = Instant::now() + patience;
-    for link in &links {
+    for (worker, link) in &links {
         drain_link(link, deadline)?;
-    }
-    // Nobody is behind them any more; whoever looks next finds nobody.
-    for worker in workers_in(run_dir).unwrap_or_default() {
-        if connect_to_worker(run_dir, worker).is_err() {
-            let _ = std::fs::remove_file(run_dir.join(format!("worker-{worker}.sock")));
-        }
+        // Nobody is behind it any more, though the process may take a moment to be gone; whoever looks next finds nobody.
+        let _ = std::fs::remove_file(run_dir.join(format!("worker-{worker}.sock")));
     }
     u32::try_from(links.len()).map_err(|error| error.to_string())
 }
