@@ -109,9 +109,9 @@ pub(in crate::supervisor) fn take_over(
                 .filter(|(_, channel)| channel.reload == reload.id)
                 .map(|(worker, channel)| (worker, channel.channel))
                 .collect();
-            core.take_up_reload(reload, ends);
+            core.take_up_reload(&state, reload, ends);
         }
-        None => core.refill(),
+        None => core.refill(&state),
     }
     core.tell_ticket_keys();
     core.take_over_gateway(&state.gateway);
@@ -441,9 +441,10 @@ impl Core {
         self.retire_generations();
     }
 
-    /// Starts workers for the places of the serving generation that have none, or whose worker had
-    /// been started but not been given its listeners.
-    pub fn refill(&mut self) {
+    /// Starts workers for the places of the serving generation that have none, and gives listeners to
+    /// those that the predecessor had started but not armed. A worker that had not even greeted it could
+    /// not but end with it: that is no crash.
+    fn refill(&mut self, state: &store::State) {
         let Some(current) = self.current else { return };
         let half_started: Vec<WorkerId> = self
             .serving()
@@ -451,19 +452,28 @@ impl Core {
             .flat_map(|of| &of.places)
             .filter(|place| place.own.is_empty())
             .filter_map(|place| place.worker)
-            .filter(|id| {
-                !self.unheard.contains(id)
-                    && self.workers.get(id).is_some_and(|w| w.phase == WorkerPhase::Serving)
-            })
+            .filter(|id| !self.unheard.contains(id))
             .collect();
+        let ready_timeout = Duration::from_millis(self.settings.reload.ready_timeout_ms);
         for id in half_started {
-            // Its end leads to a successor, as that of any worker.
-            self.end_now(id);
+            let Some(worker) =
+                self.workers.get_mut(&id).filter(|worker| worker.phase == WorkerPhase::Serving)
+            else {
+                continue;
+            };
+            worker.phase = WorkerPhase::Greeted;
+            worker.ready_by = Some(Instant::now() + ready_timeout);
+            self.arm_place(id);
         }
         let bank = self.serving().map_or(0, |of| of.bank);
         for index in self.vacant_places(current) {
             self.set_ready(bank * self.max_workers + index, false);
-            self.fill_place(current, index);
+            let of = state.generations.iter().find(|of| of.number == current);
+            let last = of.and_then(|of| of.workers.iter().find(|worker| worker.index == index));
+            match last {
+                Some(worker) if worker.hello.is_some() => self.fill_place(current, index),
+                _ => self.respawns.push((Instant::now(), current, index)),
+            }
         }
     }
 
@@ -484,7 +494,12 @@ impl Core {
         }
     }
 
-    fn take_up_reload(&mut self, reload: &store::Reload, ends: BTreeSet<(WorkerId, u32)>) {
+    fn take_up_reload(
+        &mut self,
+        state: &store::State,
+        reload: &store::Reload,
+        ends: BTreeSet<(WorkerId, u32)>,
+    ) {
         let alive: BTreeSet<WorkerId> = self
             .workers
             .iter()
@@ -518,7 +533,7 @@ impl Core {
             } else {
                 self.discard_green(reload.green);
             }
-            self.refill();
+            self.refill(state);
             return;
         };
         let side = |workers: &[WorkerId]| -> Vec<(WorkerId, Hello)> {
