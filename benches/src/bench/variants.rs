@@ -60,8 +60,9 @@ fn compare(
     mut variants: Vec<Variant>,
     connections: usize,
 ) -> Result<()> {
-    // All are open all the time, so that none has the machine to itself.
-    for _ in 0..settings.pairs() {
+    // All are open all the time, so that none has the machine to itself. A handoff takes but some tens of
+    // milliseconds: twice as many pairs.
+    for _ in 0..settings.pairs() * 2 {
         for variant in &mut variants {
             variant.hand_off(connections).context(variant.case)?;
         }
