@@ -1,16 +1,36 @@
-//! What the service does to one stream of a connection. `false` where it makes no sense at that stage.
+//! What the service does to one stream of a connection.
 //!
 //! HTTP/1.1 has one stream, and does not look at the slot.
 //!
 //! Must not know: the service.
 
+use super::http2::SERVICE_AT_FAULT;
 use super::{Connection, Environment, ReceiveEnd, Slot, Stage, Upgrade, is_responding};
 use crate::proto::BodyLength;
 use crate::proto::http1::ResponseState;
 use crate::proto::http2::ErrorCode;
 use crate::proto::websocket::{MessageKind, WebSocket};
 
+/// One stream of a connection, to be answered on. What a service does there returns `false` where it makes
+/// no sense at that stage.
+pub struct Answers<'a> {
+    connection: &'a mut Connection,
+    slot: Slot,
+    environment: &'a Environment<'a>,
+    out: &'a mut Vec<u8>,
+}
+
 impl Connection {
+    /// To answer on a stream: what must be sent is appended to `out`.
+    pub fn answers<'a>(
+        &'a mut self,
+        slot: Slot,
+        environment: &'a Environment<'_>,
+        out: &'a mut Vec<u8>,
+    ) -> Answers<'a> {
+        Answers { connection: self, slot, environment, out }
+    }
+
     /// The protocol's own number of a stream; 0 in HTTP/1.1.
     pub fn stream_id(&self, slot: Slot) -> u64 {
         match &self.stage {
@@ -49,212 +69,6 @@ impl Connection {
                 stack.machine.buffered(slot.index()) <= most / 2
             }
             _ => true,
-        }
-    }
-
-    /// A whole response.
-    pub fn respond(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        body: &[u8],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => {
-                let done = machine.respond(out, status, headers, body, environment.date).is_ok();
-                self.after_response();
-                done
-            }
-            Stage::Http2(stack) => stack.respond(slot, environment, out, status, headers, body),
-            _ => false,
-        }
-    }
-
-    /// Head of a response.
-    pub fn start_response(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        length: BodyLength,
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => {
-                machine.start_response(out, status, headers, length, environment.date).is_ok()
-            }
-            Stage::Http2(stack) => {
-                stack.start_response(slot, environment, out, status, headers, length)
-            }
-            _ => false,
-        }
-    }
-
-    /// A piece of the response body.
-    pub fn write_body(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        bytes: &[u8],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => machine.write_body(out, bytes).is_ok(),
-            Stage::Http2(stack) => {
-                stack.machine.write_body(slot.index(), out, bytes, environment.now_ms).is_ok()
-            }
-            _ => false,
-        }
-    }
-
-    /// End of the response body.
-    pub fn finish_response(&mut self, slot: Slot, out: &mut Vec<u8>) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => {
-                let finished = machine.finish_response(out).is_ok();
-                self.after_response();
-                finished
-            }
-            Stage::Http2(stack) => stack.machine.finish_response(slot.index(), out).is_ok(),
-            _ => false,
-        }
-    }
-
-    /// An interim response (RFC 9110 §15.2).
-    pub fn inform(
-        &mut self,
-        slot: Slot,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => machine.inform(out, status, headers).is_ok(),
-            Stage::Http2(stack) => stack.machine.inform(slot.index(), out, status, headers).is_ok(),
-            _ => false,
-        }
-    }
-
-    /// End of the response body, with fields behind it where its framing allows that.
-    pub fn finish_response_with(
-        &mut self,
-        slot: Slot,
-        out: &mut Vec<u8>,
-        trailers: &[(&str, &[u8])],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => {
-                let finished = machine.finish_response_with(out, trailers).is_ok();
-                self.after_response();
-                finished
-            }
-            Stage::Http2(stack) => {
-                stack.machine.finish_response_with(slot.index(), out, trailers).is_ok()
-            }
-            _ => false,
-        }
-    }
-
-    /// Switches to a protocol that the service speaks by itself: [`super::Event::Tunnel`] and
-    /// [`Connection::write_tunnel`] from now on. HTTP/2 switches one stream, on which an extended CONNECT
-    /// has asked for that protocol.
-    pub fn tunnel(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        protocol: &str,
-        headers: &[(&str, &[u8])],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Http1(machine) => {
-                let done = machine.upgrade(out, protocol, headers).is_ok();
-                if done {
-                    self.stage = Stage::Tunnel;
-                }
-                done
-            }
-            Stage::Http2(stack) => stack.open_passage(slot, environment, out, headers),
-            _ => false,
-        }
-    }
-
-    /// Bytes of a tunnel.
-    pub fn write_tunnel(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        bytes: &[u8],
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Tunnel => out.extend_from_slice(bytes),
-            Stage::Http2(stack) if stack.is_passage(slot) => {
-                let now_ms = environment.now_ms;
-                return stack.machine.write_body(slot.index(), out, bytes, now_ms).is_ok();
-            }
-            _ => return false,
-        }
-        true
-    }
-
-    /// A tunnel ends in good order: behind what was written comes the end of the connection, or of the
-    /// stream.
-    pub fn finish_tunnel(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        match &mut self.stage {
-            Stage::Tunnel => self.end(),
-            Stage::Http2(stack) if stack.is_passage(slot) => {
-                stack.machine.end_tunnel(slot.index(), out, environment.now_ms);
-            }
-            _ => return false,
-        }
-        true
-    }
-
-    /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
-    /// of the connection tells the peer; in HTTP/2 that of the stream.
-    pub fn abort(&mut self, slot: Slot, out: &mut Vec<u8>) {
-        match &mut self.stage {
-            Stage::Http2(stack) => {
-                // RFC 8441 §5: what a reset is to a connection.
-                let is_passage = stack.is_passage(slot);
-                let code = if is_passage { ErrorCode::Cancel } else { ErrorCode::Internal };
-                stack.machine.reset_stream(slot.index(), code, out);
-            }
-            _ => self.end(),
-        }
-    }
-
-    /// Takes no further input, or takes it again: for a service that has no room for a body. A stream of
-    /// HTTP/2 is held by its window, and still gets what that lets in.
-    pub fn hold_input(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        is_held: bool,
-    ) {
-        match &mut self.stage {
-            Stage::Http2(stack) => stack.hold(slot, environment, out, is_held),
-            _ => self.is_input_held = is_held,
-        }
-    }
-
-    /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
-    pub fn send_continue(&mut self, slot: Slot, out: &mut Vec<u8>) {
-        match &mut self.stage {
-            Stage::Http1(machine) => machine.send_continue(out),
-            Stage::Http2(stack) => stack.machine.send_continue(slot.index(), out),
-            _ => {}
         }
     }
 
@@ -303,84 +117,224 @@ impl Connection {
             self.end();
         }
     }
+}
+
+impl Answers<'_> {
+    /// A whole response.
+    pub fn respond(&mut self, status: u16, headers: &[(&str, &[u8])], body: &[u8]) -> bool {
+        let (slot, out) = (self.slot.index(), &mut *self.out);
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => {
+                let done = machine.respond(out, status, headers, body, self.environment.date);
+                self.connection.after_response();
+                done.is_ok()
+            }
+            Stage::Http2(stack) => {
+                let lent = self.environment.http2();
+                stack.machine.respond(slot, out, status, headers, body, &lent).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// Head of a response.
+    pub fn start_response(
+        &mut self,
+        status: u16,
+        headers: &[(&str, &[u8])],
+        length: BodyLength,
+    ) -> bool {
+        let (slot, out) = (self.slot.index(), &mut *self.out);
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => {
+                let date = self.environment.date;
+                machine.start_response(out, status, headers, length, date).is_ok()
+            }
+            Stage::Http2(stack) => {
+                let lent = self.environment.http2();
+                stack.machine.start_response(slot, out, status, headers, length, &lent).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// A piece of the response body.
+    pub fn write_body(&mut self, bytes: &[u8]) -> bool {
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => machine.write_body(self.out, bytes).is_ok(),
+            Stage::Http2(stack) => {
+                let (slot, now_ms) = (self.slot.index(), self.environment.now_ms);
+                stack.machine.write_body(slot, self.out, bytes, now_ms).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// End of the response body, with fields behind it where there are any and its framing allows that.
+    pub fn finish_response(&mut self, trailers: &[(&str, &[u8])]) -> bool {
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => {
+                let done = machine.finish_response_with(self.out, trailers);
+                self.connection.after_response();
+                done.is_ok()
+            }
+            Stage::Http2(stack) => {
+                let slot = self.slot.index();
+                stack.machine.finish_response_with(slot, self.out, trailers).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// An interim response (RFC 9110 §15.2).
+    pub fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]) -> bool {
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => machine.inform(self.out, status, headers).is_ok(),
+            Stage::Http2(stack) => {
+                stack.machine.inform(self.slot.index(), self.out, status, headers).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// Asks the client for the body that it announced with Expect: 100-continue (RFC 9110 §10.1.1).
+    pub fn send_continue(&mut self) {
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => machine.send_continue(self.out),
+            Stage::Http2(stack) => stack.machine.send_continue(self.slot.index(), self.out),
+            _ => {}
+        }
+    }
+
+    /// Switches to a protocol that the service speaks by itself: [`super::Event::Tunnel`] and
+    /// [`Answers::write_tunnel`] from now on. HTTP/2 switches one stream, on which an extended CONNECT
+    /// has asked for that protocol.
+    pub fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) -> bool {
+        match &mut self.connection.stage {
+            Stage::Http1(machine) => {
+                let done = machine.upgrade(self.out, protocol, headers).is_ok();
+                if done {
+                    self.connection.stage = Stage::Tunnel;
+                }
+                done
+            }
+            Stage::Http2(stack) => {
+                let (slot, lent) = (self.slot.index(), self.environment.http2());
+                stack.machine.accept_tunnel(slot, self.out, headers, &lent).is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of a tunnel.
+    pub fn write_tunnel(&mut self, bytes: &[u8]) -> bool {
+        match &mut self.connection.stage {
+            Stage::Tunnel => self.out.extend_from_slice(bytes),
+            Stage::Http2(stack) if stack.is_passage(self.slot) => return self.write_body(bytes),
+            _ => return false,
+        }
+        true
+    }
+
+    /// A tunnel ends in good order: behind what was written comes the end of the connection, or of the
+    /// stream.
+    pub fn finish_tunnel(&mut self) -> bool {
+        match &mut self.connection.stage {
+            Stage::Tunnel => self.connection.end(),
+            Stage::Http2(stack) if stack.is_passage(self.slot) => {
+                stack.machine.end_tunnel(self.slot.index(), self.out, self.environment.now_ms);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The rest of the response, or of the tunnel, will not come: what was sent is flushed, and the end
+    /// of the connection tells the peer; in HTTP/2 that of the stream.
+    pub fn abort(&mut self) {
+        match &mut self.connection.stage {
+            Stage::Http2(stack) => {
+                // RFC 8441 §5: what a reset is to a connection.
+                let is_passage = stack.is_passage(self.slot);
+                let code = if is_passage { ErrorCode::Cancel } else { ErrorCode::Internal };
+                stack.machine.reset_stream(self.slot.index(), code, self.out);
+            }
+            _ => self.connection.end(),
+        }
+    }
+
+    /// Takes no further input, or takes it again: for a service that has no room for a body. A stream of
+    /// HTTP/2 is held by its window, and still gets what that lets in.
+    pub fn hold_input(&mut self, is_held: bool) {
+        match &mut self.connection.stage {
+            Stage::Http2(stack) => {
+                let lent = self.environment.http2();
+                stack.machine.hold(self.slot.index(), is_held, self.out, &lent);
+            }
+            _ => self.connection.is_input_held = is_held,
+        }
+    }
 
     /// Switches to WebSocket.
-    pub fn accept_websocket(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        upgrade: &Upgrade,
-        subprotocol: Option<&str>,
-    ) -> bool {
-        match &mut self.stage {
+    pub fn accept_websocket(&mut self, upgrade: &Upgrade, subprotocol: Option<&str>) -> bool {
+        match &mut self.connection.stage {
             Stage::Http1(machine) => {
-                if upgrade.write_response(machine, out, subprotocol).is_err() {
+                if upgrade.write_response(machine, self.out, subprotocol).is_err() {
                     return false;
                 }
-                self.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
+                self.connection.stage = Stage::WebSocket(WebSocket::new(upgrade.deflate()));
                 true
             }
             Stage::Http2(stack) => {
-                stack.accept_websocket(slot, environment, out, upgrade, subprotocol)
+                stack.accept_websocket(self.slot, self.environment, self.out, upgrade, subprotocol)
             }
             _ => false,
         }
     }
 
     /// A WebSocket message.
-    pub fn send_message(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        kind: MessageKind,
-        payload: &[u8],
-    ) -> bool {
-        match &mut self.stage {
+    pub fn send_message(&mut self, kind: MessageKind, payload: &[u8]) -> bool {
+        match &mut self.connection.stage {
             Stage::WebSocket(machine) if !machine.close_sent() => {
-                let threshold = environment.websocket.deflate_threshold_bytes;
-                machine.write_message(out, kind, payload, threshold);
+                let threshold = self.environment.websocket.deflate_threshold_bytes;
+                machine.write_message(self.out, kind, payload, threshold);
                 true
             }
-            Stage::Http2(stack) => stack.send_message(slot, environment, out, kind, payload),
+            Stage::Http2(stack) => {
+                stack.send_message(self.slot, self.environment, self.out, kind, payload)
+            }
             _ => false,
         }
     }
 
     /// Starts the close handshake; the peer's answer, or a deadline, ends the WebSocket.
-    pub fn close_websocket(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        code: u16,
-        reason: &str,
-    ) -> bool {
-        match &mut self.stage {
+    pub fn close_websocket(&mut self, code: u16, reason: &str) -> bool {
+        match &mut self.connection.stage {
             Stage::WebSocket(machine) => {
                 if !machine.close_sent() {
-                    machine.write_close(out, Some(code), reason);
+                    machine.write_close(self.out, Some(code), reason);
                 }
                 true
             }
             Stage::Http2(stack) => {
-                stack.close_websocket(slot, environment.now_ms, out, code, reason)
+                stack.close_websocket(self.slot, self.environment.now_ms, self.out, code, reason)
             }
             _ => false,
         }
     }
 
-    /// The service broke its exchange: the client gets a 500 where that is still possible. HTTP/2 loses
-    /// one stream by it, HTTP/1.1 the connection.
-    pub fn fail_exchange(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
-        if let Stage::Http2(stack) = &mut self.stage {
-            return stack.fail(slot, environment, out);
+    /// The service broke its exchange: the client gets a 500 where that is still possible, a WebSocket 1011.
+    /// HTTP/2 loses one stream by it, HTTP/1.1 the connection.
+    pub fn fail(&mut self) {
+        let is_told = self.connection.is_response_due(self.slot)
+            && self.respond(500, &[], b"500: the service is at fault\n");
+        match &mut self.connection.stage {
+            Stage::Http2(_) if is_told => {}
+            Stage::Http2(stack) => stack.fail(self.slot, self.environment, self.out),
+            _ => {
+                self.close_websocket(1011, SERVICE_AT_FAULT);
+                self.connection.end();
+            }
         }
-        if self.is_response_due(slot) {
-            self.respond(slot, environment, out, 500, &[], b"500: the service is at fault\n");
-        }
-        self.close_websocket(slot, environment, out, 1011, "the service is at fault");
-        self.end();
     }
 }

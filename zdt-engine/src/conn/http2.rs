@@ -8,8 +8,11 @@ use super::tunnel::{Fed, Tunnel};
 use super::{Environment, Event, Slot};
 use crate::proto::Input;
 use crate::proto::hpack::Fields;
-use crate::proto::http2::{self, BodyLength, ErrorCode, Http2, Request};
+use crate::proto::http2::{self, ErrorCode, Http2, Request};
 use crate::proto::websocket::{MessageKind, WebSocket};
+
+/// Why a WebSocket is closed with 1011.
+pub(super) const SERVICE_AT_FAULT: &str = "the service is at fault";
 
 /// How long a stream that we have ended waits for the client's end.
 const LINGER_MS: u64 = 2_000;
@@ -35,7 +38,7 @@ impl Environment<'_> {
         }
     }
 
-    fn http2(&self) -> http2::Environment<'_> {
+    pub(super) fn http2(&self) -> http2::Environment<'_> {
         let options = self.http2;
         http2::Environment {
             limits: self.http2_limits(),
@@ -211,32 +214,6 @@ impl Http2Stack {
 
     // ---- What the service does.
 
-    pub(super) fn respond(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        body: &[u8],
-    ) -> bool {
-        let lent = environment.http2();
-        self.machine.respond(slot.index(), out, status, headers, body, &lent).is_ok()
-    }
-
-    pub(super) fn start_response(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        status: u16,
-        headers: &[(&str, &[u8])],
-        length: BodyLength,
-    ) -> bool {
-        let lent = environment.http2();
-        self.machine.start_response(slot.index(), out, status, headers, length, &lent).is_ok()
-    }
-
     pub(super) fn accept_websocket(
         &mut self,
         slot: Slot,
@@ -254,19 +231,8 @@ impl Http2Stack {
         true
     }
 
-    /// Accepts an extended CONNECT whose bytes are passed on as they are.
-    pub(super) fn open_passage(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        headers: &[(&str, &[u8])],
-    ) -> bool {
-        self.machine.accept_tunnel(slot.index(), out, headers, &environment.http2()).is_ok()
-    }
-
-    /// True for a stream of which [`Http2Stack::open_passage`] was called and that has not ended: a tunnel
-    /// in which no WebSocket of ours is.
+    /// True for a stream whose extended CONNECT was accepted and that has not ended, if no WebSocket of ours
+    /// is on it: its bytes are passed on as they are.
     pub(super) fn is_passage(&self, slot: Slot) -> bool {
         self.machine.is_open_tunnel(slot.index())
             && !matches!(self.tunnels.get(slot.index()), Some(Some(_)))
@@ -322,31 +288,15 @@ impl Http2Stack {
         true
     }
 
-    /// Lets a stream's client send no more than its window, or more again.
-    pub(super) fn hold(
-        &mut self,
-        slot: Slot,
-        environment: &Environment<'_>,
-        out: &mut Vec<u8>,
-        is_held: bool,
-    ) {
-        self.machine.hold(slot.index(), is_held, out, &environment.http2());
-    }
-
     /// Lets every stream that is not held send as much again as has been taken from it.
     pub(super) fn open_windows(&mut self, environment: &Environment<'_>, out: &mut Vec<u8>) {
         self.machine.open_windows(out, &environment.http2());
     }
 
-    /// The service broke its exchange.
+    /// The service broke its exchange, and it is too late for a status.
     pub(super) fn fail(&mut self, slot: Slot, environment: &Environment<'_>, out: &mut Vec<u8>) {
         let index = slot.index();
-        if self.machine.is_response_due(index) {
-            let body = b"500: the service is at fault\n";
-            self.respond(slot, environment, out, 500, &[], body);
-        } else if self.tunnel(index).is_some() {
-            let reason = "the service is at fault";
-            self.close_websocket(slot, environment.now_ms, out, 1011, reason);
+        if self.close_websocket(slot, environment.now_ms, out, 1011, SERVICE_AT_FAULT) {
             self.remove_tunnel(index);
             self.machine.end_tunnel(index, out, environment.now_ms);
         } else if !self.machine.is_exchange_over(index) {

@@ -26,6 +26,7 @@ use crate::proto::Payload;
 use crate::proto::http1::{self, Http1, ResponseState};
 use crate::proto::websocket::{MessageKind, WebSocket};
 
+pub use answers::Answers;
 pub use deadline::{Overdue, Progress};
 pub use persist::{JSON_CODECS, KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};
@@ -247,7 +248,7 @@ impl Connection {
         }
     }
 
-    /// See [`Connection::hold_input`].
+    /// See [`Answers::hold_input`].
     pub fn is_input_held(&self) -> bool {
         self.is_input_held && !self.is_ending()
     }

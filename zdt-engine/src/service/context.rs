@@ -38,12 +38,10 @@ pub trait Actions {
     fn start_response(&mut self, status: u16, headers: &[(&str, &[u8])], length: BodyLength);
     /// A piece of the body.
     fn write_body(&mut self, bytes: &[u8]);
-    /// End of the body.
-    fn finish_response(&mut self);
+    /// End of the body, with trailer fields if there are any.
+    fn finish_response(&mut self, trailers: &[(&str, &[u8])]);
     /// An interim response.
     fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]);
-    /// End of the body, with trailer fields.
-    fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]);
     /// 101 (or 200 in HTTP/2), and the service speaks for itself.
     fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]);
     /// Bytes of a tunnel.
@@ -113,7 +111,7 @@ impl<'a> Context<'a> {
 
     /// Ends the body.
     pub fn finish_response(&mut self) {
-        self.actions.finish_response();
+        self.actions.finish_response(&[]);
     }
 
     /// Sends an interim response (1xx, not 101) before the final one.
@@ -123,7 +121,7 @@ impl<'a> Context<'a> {
 
     /// Ends the body with trailer fields, which get lost where the response is not chunked.
     pub fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]) {
-        self.actions.finish_response_with(trailers);
+        self.actions.finish_response(trailers);
     }
 
     /// Switches to a protocol of the service's own, which the request must have asked for: its bytes come

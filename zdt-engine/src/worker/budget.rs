@@ -154,8 +154,8 @@ impl Worker {
             self.end_sessions(key);
             self.with_connection(key, |connection, environment, out| {
                 for slot in websockets {
-                    let reason = "too much is buffered";
-                    connection.close_websocket(slot, environment, out, TRY_AGAIN_LATER, reason);
+                    let mut answers = connection.answers(slot, environment, out);
+                    answers.close_websocket(TRY_AGAIN_LATER, "too much is buffered");
                 }
                 connection.end();
             });

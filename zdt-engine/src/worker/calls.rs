@@ -96,7 +96,7 @@ impl Calls<'_> {
                     if exchange.expects_continue
                         && exchange.connection.is_response_due(exchange.slot)
                     {
-                        exchange.connection.send_continue(exchange.slot, exchange.out);
+                        exchange.answers().send_continue();
                     }
                     Some(session)
                 }
@@ -180,7 +180,7 @@ impl Calls<'_> {
             if let Some(mut session) = session {
                 session.on_close();
             }
-            entry.connection.fail_exchange(slot, &self.environment, out);
+            entry.connection.answers(slot, &self.environment, out).fail();
         } else if place.session.is_none() || entry.connection.is_exchange_over(slot) {
             self.log_ended(entry, slot);
             entry.places.at(slot).clear();

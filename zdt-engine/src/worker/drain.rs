@@ -121,7 +121,7 @@ impl Worker {
         }
         self.park(key, slot);
         self.with_connection(key, |connection, environment, out| {
-            connection.close_websocket(slot, environment, out, code, "going away");
+            connection.answers(slot, environment, out).close_websocket(code, "going away");
             connection.close_after_response(out);
         });
     }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::conn::{Connection, Environment, Slot, Upgrade};
+use crate::conn::{Answers, Connection, Environment, Slot, Upgrade};
 use crate::proto::{self, websocket::MessageKind};
 use crate::service::{Actions, BodyLength, ConnectionId, ParkId, PushSink, StreamId, WorkerInfo};
 
@@ -49,6 +49,11 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    /// To answer on the stream.
+    pub fn answers(&mut self) -> Answers<'_> {
+        self.connection.answers(self.slot, &self.environment, self.out)
+    }
+
     fn check(&mut self, done: bool, misuse: &'static str) {
         if !done && !self.connection.is_ending() {
             self.misuse = Some(misuse);
@@ -61,8 +66,7 @@ impl Actions for Exchange<'_> {
         self.has_failed |= status >= 500;
         self.status = Some(status);
         self.body_bytes += body.len() as u64;
-        let done =
-            self.connection.respond(self.slot, &self.environment, self.out, status, headers, body);
+        let done = self.answers().respond(status, headers, body);
         self.check(done, "a response where none is due");
     }
 
@@ -71,80 +75,61 @@ impl Actions for Exchange<'_> {
         self.status = Some(status);
         if std::mem::take(&mut self.expects_continue) && status < 300 {
             // The service will stream: it wants the body now, and 100 must precede the final head.
-            self.connection.send_continue(self.slot, self.out);
+            self.answers().send_continue();
         }
         let length = match length {
             BodyLength::Known(bytes) => proto::BodyLength::Known(bytes),
             BodyLength::Unknown => proto::BodyLength::Unknown,
         };
-        let done = self.connection.start_response(
-            self.slot,
-            &self.environment,
-            self.out,
-            status,
-            headers,
-            length,
-        );
+        let done = self.answers().start_response(status, headers, length);
         self.check(done, "a response where none is due");
     }
 
     fn write_body(&mut self, bytes: &[u8]) {
         self.body_bytes += bytes.len() as u64;
-        let done = self.connection.write_body(self.slot, &self.environment, self.out, bytes);
+        let done = self.answers().write_body(bytes);
         self.check(done, "body bytes outside a response, or more than announced");
     }
 
-    fn finish_response(&mut self) {
-        let done = self.connection.finish_response(self.slot, self.out);
+    fn finish_response(&mut self, trailers: &[(&str, &[u8])]) {
+        let done = self.answers().finish_response(trailers);
         self.check(done, "the end of a response that has not begun, or too early");
     }
 
     fn inform(&mut self, status: u16, headers: &[(&str, &[u8])]) {
-        let done = self.connection.inform(self.slot, self.out, status, headers);
+        let done = self.answers().inform(status, headers);
         self.check(done, "an interim response where none is due");
-    }
-
-    fn finish_response_with(&mut self, trailers: &[(&str, &[u8])]) {
-        let done = self.connection.finish_response_with(self.slot, self.out, trailers);
-        self.check(done, "the end of a response that has not begun, or too early");
     }
 
     fn tunnel(&mut self, protocol: &str, headers: &[(&str, &[u8])]) {
         self.status = Some(101);
-        let done =
-            self.connection.tunnel(self.slot, &self.environment, self.out, protocol, headers);
+        let done = self.answers().tunnel(protocol, headers);
         self.check(done, "a switch of protocols that nobody asked for");
     }
 
     fn write_tunnel(&mut self, bytes: &[u8]) {
         self.body_bytes += bytes.len() as u64;
-        let done = self.connection.write_tunnel(self.slot, &self.environment, self.out, bytes);
+        let done = self.answers().write_tunnel(bytes);
         self.check(done, "bytes for a tunnel where there is none");
     }
 
     fn finish_tunnel(&mut self) {
-        let done = self.connection.finish_tunnel(self.slot, &self.environment, self.out);
+        let done = self.answers().finish_tunnel();
         self.check(done, "the end of a tunnel where there is none");
     }
 
     fn abort(&mut self) {
-        self.connection.abort(self.slot, self.out);
+        self.answers().abort();
     }
 
     fn hold_input(&mut self, is_held: bool) {
-        self.connection.hold_input(self.slot, &self.environment, self.out, is_held);
+        self.answers().hold_input(is_held);
     }
 
     fn accept_websocket(&mut self, subprotocol: Option<&str>) {
         self.status = Some(101);
         let done = match self.upgrade.take() {
-            Some(upgrade) => self.connection.accept_websocket(
-                self.slot,
-                &self.environment,
-                self.out,
-                &upgrade,
-                subprotocol,
-            ),
+            Some(upgrade) => self.answers().accept_websocket(&upgrade, subprotocol),
             None => false,
         };
         self.check(done, "a WebSocket accepted that nobody asked for");
@@ -170,7 +155,7 @@ impl Actions for Exchange<'_> {
     fn send_message(&mut self, text: bool, payload: &[u8]) {
         let kind = if text { MessageKind::Text } else { MessageKind::Binary };
         // A message after the close handshake began is dropped: the service could not know.
-        if self.connection.send_message(self.slot, &self.environment, self.out, kind, payload) {
+        if self.answers().send_message(kind, payload) {
             self.messages_sent += 1;
             self.body_bytes += payload.len() as u64;
         }
@@ -178,8 +163,7 @@ impl Actions for Exchange<'_> {
 
     fn close_websocket(&mut self, code: u16, reason: &str) {
         self.has_failed |= code == 1011;
-        let done =
-            self.connection.close_websocket(self.slot, &self.environment, self.out, code, reason);
+        let done = self.answers().close_websocket(code, reason);
         self.check(done, "a WebSocket closed where there is none");
     }
 

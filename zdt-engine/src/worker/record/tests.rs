@@ -95,10 +95,7 @@ impl Scene {
             let session = |kind, bytes: &[u8]| {
                 Demo.restore(&SavedSession { kind, version: 1, bytes }).expect("a session")
             };
-            let connection = &mut entry.connection;
-            let start = |connection: &mut Connection, out: &mut Vec<u8>, length| {
-                connection.start_response(slot, &environment, out, 200, &[], length)
-            };
+            let mut answers = entry.connection.answers(slot, &environment, &mut out);
             assert!(match path.as_str() {
                 "/websocket" => {
                     place.session = Some(session("demo.ws.counter", &3u64.to_le_bytes()));
@@ -106,37 +103,30 @@ impl Scene {
                     let (id, expires_unix_s) = (ParkId([9; 16]), 1_900_000_000);
                     place.ticket = Some(Box::new(Ticket { id, expires_unix_s }));
                     let upgrade = upgrade.expect("a wish for a WebSocket");
-                    let done =
-                        connection.accept_websocket(slot, &environment, &mut out, &upgrade, None);
                     let text = b"a message that is long enough to be compressed, compressed";
-                    done && connection.send_message(
-                        slot,
-                        &environment,
-                        &mut out,
-                        MessageKind::Text,
-                        text,
-                    )
+                    answers.accept_websocket(&upgrade, None)
+                        && answers.send_message(MessageKind::Text, text)
                 }
                 "/big" => {
                     place.wants_room = true;
                     place.session =
                         Some(session("demo.big", bytes_of(&[50_000u64.to_le(), 200u64.to_le()])));
-                    start(connection, &mut out, BodyLength::Known(50_000))
-                        && connection.write_body(slot, &environment, &mut out, &[b'b'; 200])
+                    answers.start_response(200, &[], BodyLength::Known(50_000))
+                        && answers.write_body(&[b'b'; 200])
                 }
                 "/trailers" => {
                     place.log = None; // its exchange is over
-                    start(connection, &mut out, BodyLength::Unknown)
-                        && connection.write_body(slot, &environment, &mut out, &[b't'; 200])
-                        && connection.finish_response_with(slot, &mut out, &[("x-sum", b"200")])
+                    answers.start_response(200, &[], BodyLength::Unknown)
+                        && answers.write_body(&[b't'; 200])
+                        && answers.finish_response(&[("x-sum", b"200")])
                 }
                 "/early" => {
                     place.log = None;
-                    connection.respond(slot, &environment, &mut out, 413, &[], b"no")
+                    answers.respond(413, &[], b"no")
                 }
                 "/echo" => {
                     place.session = Some(session("demo.echo", b""));
-                    start(connection, &mut out, BodyLength::Unknown)
+                    answers.start_response(200, &[], BodyLength::Unknown)
                 }
                 other => panic!("no such page: {other}"),
             });
