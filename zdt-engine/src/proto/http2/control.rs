@@ -3,119 +3,93 @@
 //!
 //! Must not know: requests, bodies.
 
-use super::frame::{self, Header};
-use super::{Environment, Error, ErrorCode, Event, FAREWELL_PING, Farewell, Http2, MAX_WINDOW};
+use super::frame::{self, Frame, Header};
+use super::receive::{Handled, Turn};
+use super::{Error, ErrorCode, Event, FAREWELL_PING, Farewell, Http2, MAX_WINDOW};
 
 /// Window updates below this bring nothing but work.
 const TINY_INCREMENT: u32 = 512;
 
 impl Http2 {
     /// Priorities are checked, and ignored (RFC 7540 §5.3.1, RFC 9113 §5.3.2).
-    pub(super) fn on_priority(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        if header.stream == 0 {
+    pub(super) fn on_priority(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        if frame.header.stream == 0 {
             return Err(Error::protocol("PRIORITY without a stream"));
         }
-        self.guard.count_useless(environment)?;
-        if header.length != 5 {
-            return self.fail_stream(header.stream, ErrorCode::FrameSize, out, environment);
+        self.guard.count_useless(turn.environment)?;
+        if frame.header.length != 5 {
+            return self.fail_stream(frame.header.stream, ErrorCode::FrameSize, turn);
         }
-        if frame::word(payload) & MAX_WINDOW == header.stream {
-            return self.fail_stream(header.stream, ErrorCode::Protocol, out, environment);
+        if frame::word(frame.payload) & MAX_WINDOW == frame.header.stream {
+            return self.fail_stream(frame.header.stream, ErrorCode::Protocol, turn);
         }
         Ok(None)
     }
 
-    pub(super) fn on_ping(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<(), Error> {
-        if header.stream != 0 {
+    pub(super) fn on_ping(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Result<(), Error> {
+        if frame.header.stream != 0 {
             return Err(Error::protocol("PING on a stream"));
         }
-        if header.length != 8 {
+        if frame.header.length != 8 {
             return Err(Error::frame_size("PING without 8 bytes"));
         }
-        self.guard.count_useless(environment)?;
-        if !header.has(frame::ACK) {
-            frame::write(out, frame::PING, frame::ACK, 0, payload);
-        } else if payload == FAREWELL_PING && self.farewell == Farewell::Announced {
+        self.guard.count_useless(turn.environment)?;
+        if !frame.header.has(frame::ACK) {
+            frame::write(turn.out, frame::PING, frame::ACK, 0, frame.payload);
+        } else if frame.payload == FAREWELL_PING && self.farewell == Farewell::Announced {
             // The client has seen the first GOAWAY: what it has begun by now is the last.
-            frame::write_goaway(out, self.last_stream, ErrorCode::NoError, "");
+            frame::write_goaway(turn.out, self.last_stream, ErrorCode::NoError, "");
             self.farewell = Farewell::Said { last_stream: self.last_stream };
         }
         Ok(())
     }
 
     /// The client opens no more streams, or says that it does not; it closes when it likes.
-    pub(super) fn on_goaway(
-        &mut self,
-        header: &Header,
-        environment: &Environment<'_>,
-    ) -> Result<(), Error> {
+    pub(super) fn on_goaway(&mut self, header: &Header, turn: &Turn<'_>) -> Result<(), Error> {
         if header.stream != 0 {
             return Err(Error::protocol("GOAWAY on a stream"));
         }
         if header.length < 8 {
             return Err(Error::frame_size("GOAWAY of less than 8 bytes"));
         }
-        self.guard.count_useless(environment)
+        self.guard.count_useless(turn.environment)
     }
 
-    pub(super) fn on_reset(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        if header.stream == 0 {
+    pub(super) fn on_reset(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        if frame.header.stream == 0 {
             return Err(Error::protocol("RST_STREAM without a stream"));
         }
-        if payload.len() != 4 {
+        if frame.payload.len() != 4 {
             return Err(Error::frame_size("RST_STREAM without 4 bytes"));
         }
-        if header.stream > self.last_stream || header.stream.is_multiple_of(2) {
+        if frame.header.stream > self.last_stream || frame.header.stream.is_multiple_of(2) {
             return Err(Error::protocol("RST_STREAM on an idle stream"));
         }
-        let Some(slot) = self.streams.slot_of(header.stream) else {
+        let Some(slot) = self.streams.slot_of(frame.header.stream) else {
             // Whatever was on its way to a stream that we have reset is here now.
-            self.remembered.retain(|id| *id != header.stream);
-            self.guard.count_useless(environment)?;
+            self.remembered.retain(|id| *id != frame.header.stream);
+            self.guard.count_useless(turn.environment)?;
             return Ok(None);
         };
         let was_over = self.is_exchange_over(slot);
         if was_over && self.buffered(slot) == 0 {
-            self.guard.count_useless(environment)?; // only the rest of its request is called off
+            self.guard.count_useless(turn.environment)?; // only the rest of its request is called off
         } else {
-            self.guard.count_reset(environment)?;
+            self.guard.count_reset(turn.environment)?;
         }
         self.streams.remove(slot);
         Ok((!was_over).then_some(Event::Reset { slot }))
     }
 
-    pub(super) fn on_window_update(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        if payload.len() != 4 {
+    pub(super) fn on_window_update(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        if frame.payload.len() != 4 {
             return Err(Error::frame_size("WINDOW_UPDATE without 4 bytes"));
         }
-        let increment = frame::word(payload) & MAX_WINDOW;
+        let increment = frame::word(frame.payload) & MAX_WINDOW;
         if increment < TINY_INCREMENT {
-            self.guard.count_useless(environment)?;
+            self.guard.count_useless(turn.environment)?;
         }
-        if header.stream == 0 {
+        if frame.header.stream == 0 {
             if increment == 0 {
                 return Err(Error::protocol("WINDOW_UPDATE by 0"));
             }
@@ -125,43 +99,37 @@ impl Http2 {
             })?;
             return Ok(None);
         }
-        if header.stream > self.last_stream || header.stream.is_multiple_of(2) {
+        if frame.header.stream > self.last_stream || frame.header.stream.is_multiple_of(2) {
             return Err(Error::protocol("WINDOW_UPDATE on an idle stream"));
         }
-        let Some(slot) = self.streams.slot_of(header.stream) else { return Ok(None) };
+        let Some(slot) = self.streams.slot_of(frame.header.stream) else { return Ok(None) };
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(None) };
         if increment == 0 {
-            return self.fail_stream(header.stream, ErrorCode::Protocol, out, environment);
+            return self.fail_stream(frame.header.stream, ErrorCode::Protocol, turn);
         }
         match stream.send_window.checked_add(increment as i32) {
             Some(window) => stream.send_window = window,
             None => {
-                return self.fail_stream(header.stream, ErrorCode::FlowControl, out, environment);
+                return self.fail_stream(frame.header.stream, ErrorCode::FlowControl, turn);
             }
         }
         Ok(None)
     }
 
-    pub(super) fn on_settings(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        if header.stream != 0 {
+    pub(super) fn on_settings(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        if frame.header.stream != 0 {
             return Err(Error::protocol("SETTINGS on a stream"));
         }
-        self.guard.count_useless(environment)?;
-        if header.has(frame::ACK) {
-            if !payload.is_empty() {
+        self.guard.count_useless(turn.environment)?;
+        if frame.header.has(frame::ACK) {
+            if !frame.payload.is_empty() {
                 return Err(Error::frame_size("an acknowledgement of SETTINGS with a payload"));
             }
             if let Some(acknowledged) = self.pending_settings.pop_front() {
                 let delta =
                     i64::from(acknowledged.initial_window) - i64::from(self.local.initial_window);
                 self.local = acknowledged;
-                self.settings_since_ms = environment.now_ms;
+                self.settings_since_ms = turn.environment.now_ms;
                 for stream in self.streams.iter_mut() {
                     let window = i64::from(stream.receive_window) + delta;
                     stream.receive_window =
@@ -170,10 +138,10 @@ impl Http2 {
             }
             return Ok(None);
         }
-        if !payload.len().is_multiple_of(6) {
+        if !frame.payload.len().is_multiple_of(6) {
             return Err(Error::frame_size("SETTINGS of a length that is no multiple of 6"));
         }
-        let changes = self.peer.apply(payload)?;
+        let changes = self.peer.apply(frame.payload)?;
         if let Some(bytes) = changes.header_table_bytes {
             self.encoder.set_peer_limit(bytes);
         }
@@ -187,7 +155,7 @@ impl Http2 {
                 })?;
             }
         }
-        frame::write(out, frame::SETTINGS, frame::ACK, 0, &[]);
+        frame::write(turn.out, frame::SETTINGS, frame::ACK, 0, &[]);
         Ok(None)
     }
 }

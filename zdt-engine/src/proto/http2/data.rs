@@ -3,6 +3,7 @@
 //! Must not know: what a service does with a body.
 
 use super::frame::{self, Header};
+use super::receive::{Handled, Turn};
 use super::{Environment, Error, ErrorCode, Event, Http2, Incoming, Outgoing};
 
 impl Http2 {
@@ -10,9 +11,8 @@ impl Http2 {
         &mut self,
         header: &Header,
         padding: Option<u8>,
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
+        turn: &mut Turn<'_>,
+    ) -> Handled {
         if header.stream == 0 {
             return Err(Error::protocol("DATA without a stream"));
         }
@@ -24,7 +24,7 @@ impl Http2 {
         let left = (header.length - overhead) as u32;
         let end_stream = header.has(frame::END_STREAM);
         if left == 0 && !end_stream {
-            self.guard.count_useless(environment)?;
+            self.guard.count_useless(turn.environment)?;
         }
         self.receive_window =
             self.receive_window.checked_sub(length as i32).filter(|window| *window >= 0).ok_or(
@@ -48,12 +48,12 @@ impl Http2 {
                     None
                 };
                 let is_too_long = !stream.is_tunnel
-                    && stream.received > environment.limits.max_body_bytes
+                    && stream.received > turn.environment.limits.max_body_bytes
                     && stream.outgoing != Outgoing::Finished;
                 if let Some(code) = code {
-                    event = self.fail_stream(header.stream, code, out, environment)?;
+                    event = self.fail_stream(header.stream, code, turn)?;
                 } else if is_too_long {
-                    event = self.refuse_body(slot, out, environment);
+                    event = self.refuse_body(slot, turn);
                 } else if let Incoming::Data { stream, .. } = &mut incoming {
                     *stream = header.stream;
                 }
@@ -63,48 +63,37 @@ impl Http2 {
             }
             None if self.remembered.contains(&header.stream) || self.is_beyond(header.stream) => {}
             None => {
-                event =
-                    self.fail_stream(header.stream, ErrorCode::StreamClosed, out, environment)?;
+                event = self.fail_stream(header.stream, ErrorCode::StreamClosed, turn)?;
             }
         }
         self.incoming = incoming;
         if padding.is_some() {
             let of = if let Incoming::Data { stream, .. } = incoming { stream } else { 0 };
-            self.credit(of, 1, out, environment);
+            self.credit(of, 1, turn.out, turn.environment);
         }
         Ok(event)
     }
 
     /// A body above the limit: 413 where that is still possible.
-    fn refuse_body(
-        &mut self,
-        slot: usize,
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Option<Event> {
+    fn refuse_body(&mut self, slot: usize, turn: &mut Turn<'_>) -> Option<Event> {
         if self.is_response_due(slot) {
             let body = b"413 Content Too Large\n";
-            let _ = self.respond(slot, out, 413, &[], body, environment);
+            let _ = self.respond(slot, turn.out, 413, &[], body, turn.environment);
         } else {
-            self.reset_stream(slot, ErrorCode::Cancel, out);
+            self.reset_stream(slot, ErrorCode::Cancel, turn.out);
         }
         Some(Event::Reset { slot })
     }
 
     /// The client's direction has ended.
-    pub(super) fn on_end(
-        &mut self,
-        id: u32,
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
+    pub(super) fn on_end(&mut self, id: u32, turn: &mut Turn<'_>) -> Handled {
         let Some(slot) = self.streams.slot_of(id) else { return Ok(None) };
         let Some(stream) = self.streams.get_mut(slot) else { return Ok(None) };
         if stream.announced.is_some_and(|announced| announced != stream.received) {
-            return self.fail_stream(id, ErrorCode::Protocol, out, environment); // §8.1.1
+            return self.fail_stream(id, ErrorCode::Protocol, turn); // §8.1.1
         }
         stream.is_receiving = false;
-        stream.since_ms = environment.now_ms;
+        stream.since_ms = turn.environment.now_ms;
         if stream.outgoing == Outgoing::Finished {
             self.close_if_done(slot);
             return Ok(None);

@@ -84,6 +84,13 @@ impl Header {
     }
 }
 
+/// A whole frame that has come in.
+#[derive(Clone, Copy)]
+pub(super) struct Frame<'a> {
+    pub header: Header,
+    pub payload: &'a [u8],
+}
+
 #[inline]
 pub(super) fn header_bytes(length: usize, kind: u8, flags: u8, stream: u32) -> [u8; HEADER_BYTES] {
     let [_, a, b, c] = (length as u32).to_be_bytes();

@@ -2,8 +2,9 @@
 //!
 //! Must not know: what the fields of a request mean (see `request.rs`).
 
-use super::super::hpack::{self, Fields};
-use super::frame::{self, Header};
+use super::super::hpack;
+use super::frame::{self, Frame};
+use super::receive::{Handled, Turn};
 use super::request::{self, Parts};
 use super::{
     Block, Environment, Error, ErrorCode, Event, Farewell, Http2, Incoming, MAX_CONTINUATIONS,
@@ -17,20 +18,13 @@ const EXCUSED_BY_REQUEST: u32 = 4;
 const BLOCKS_OF_HEAD_LIMIT: usize = 4;
 
 impl Http2 {
-    pub(super) fn on_headers(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        fields: &mut Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        let id = header.stream;
+    pub(super) fn on_headers(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        let id = frame.header.stream;
         if id.is_multiple_of(2) {
             return Err(Error::protocol("HEADERS on a stream that no client may open"));
         }
-        let mut block = payload;
-        if header.has(frame::PADDED) {
+        let mut block = frame.payload;
+        if frame.header.has(frame::PADDED) {
             let (padding, rest) =
                 block.split_first().ok_or(Error::frame_size("padding in a frame without bytes"))?;
             let length = rest
@@ -40,14 +34,14 @@ impl Http2 {
             block = &rest[..length];
         }
         let mut depends_on_itself = false;
-        if header.has(frame::PRIORITY_FIELDS) {
-            let (fields, rest) = block
+        if frame.header.has(frame::PRIORITY_FIELDS) {
+            let (priority, rest) = block
                 .split_at_checked(5)
                 .ok_or(Error::frame_size("HEADERS too short for its priority"))?;
-            depends_on_itself = frame::word(fields) & MAX_WINDOW == id;
+            depends_on_itself = frame::word(priority) & MAX_WINDOW == id;
             block = rest;
         }
-        let end_stream = header.has(frame::END_STREAM);
+        let end_stream = frame.header.has(frame::END_STREAM);
         if id <= self.last_stream {
             let is_receiving = self
                 .streams
@@ -67,10 +61,10 @@ impl Http2 {
             // RFC 7540 §5.3.1; the block is decoded all the same below, on the way to the error.
             self.last_stream = id;
             self.remember(id);
-            frame::write_reset(out, id, ErrorCode::Protocol);
-            self.guard.count_reset(environment)?;
+            frame::write_reset(turn.out, id, ErrorCode::Protocol);
+            self.guard.count_reset(turn.environment)?;
         }
-        if !header.has(frame::END_HEADERS) {
+        if !frame.header.has(frame::END_HEADERS) {
             self.block = Some(Box::new(Block {
                 stream: id,
                 end_stream,
@@ -79,35 +73,29 @@ impl Http2 {
             }));
             return Ok(None);
         }
-        self.on_block(id, end_stream, block, out, fields, environment)
+        self.on_block(id, end_stream, block, turn)
     }
 
-    pub(super) fn on_continuation(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        fields: &mut Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
+    pub(super) fn on_continuation(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
         let Some(mut block) = self.block.take() else {
             return Err(Error::protocol("CONTINUATION without a header block"));
         };
         block.continuations += 1;
         // One that is only too large for the service is decoded all the same, and refused by status.
-        let most = BLOCKS_OF_HEAD_LIMIT * environment.limits.max_head_bytes as usize;
-        if block.continuations > MAX_CONTINUATIONS || block.bytes.len() + payload.len() > most {
+        let most = BLOCKS_OF_HEAD_LIMIT * turn.environment.limits.max_head_bytes as usize;
+        let bytes = block.bytes.len() + frame.payload.len();
+        if block.continuations > MAX_CONTINUATIONS || bytes > most {
             return Err(Error::too_much("a header block above the limit"));
         }
-        if payload.is_empty() {
-            self.guard.count_useless(environment)?;
+        if frame.payload.is_empty() {
+            self.guard.count_useless(turn.environment)?;
         }
-        block.bytes.extend_from_slice(payload);
-        if !header.has(frame::END_HEADERS) {
+        block.bytes.extend_from_slice(frame.payload);
+        if !frame.header.has(frame::END_HEADERS) {
             self.block = Some(block);
             return Ok(None);
         }
-        self.on_block(block.stream, block.end_stream, &block.bytes, out, fields, environment)
+        self.on_block(block.stream, block.end_stream, &block.bytes, turn)
     }
 
     /// A whole header block: it is decoded whatever becomes of it, because the table must stay the
@@ -117,39 +105,37 @@ impl Http2 {
         id: u32,
         end_stream: bool,
         block: &[u8],
-        out: &mut Vec<u8>,
-        fields: &mut Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        let limits = &environment.limits;
-        fields.clear();
+        turn: &mut Turn<'_>,
+    ) -> Handled {
+        let limits = &turn.environment.limits;
+        turn.fields.clear();
         let list_limits = hpack::Limits {
             max_list_bytes: limits.max_head_bytes as usize,
             max_count: usize::from(limits.max_header_count).saturating_add(5),
         };
-        if self.decoder.decode(block, &list_limits, fields).is_err() {
+        if self.decoder.decode(block, &list_limits, turn.fields).is_err() {
             let reason = "a header block that cannot be decoded";
             return Err(Error { code: ErrorCode::Compression, reason });
         }
         if id <= self.last_stream {
-            return self.on_trailers(id, end_stream, out, fields, environment);
+            return self.on_trailers(id, end_stream, turn);
         }
         self.last_stream = id;
         if self.is_beyond(id) {
             return Ok(None); // §6.8: it will be sent again, to somebody else
         }
-        if self.streams.len() >= environment.options.max_streams as usize {
-            return self.fail_stream(id, ErrorCode::RefusedStream, out, environment);
+        if self.streams.len() >= turn.environment.options.max_streams as usize {
+            return self.fail_stream(id, ErrorCode::RefusedStream, turn);
         }
-        if fields.is_too_large() {
-            self.open(id, end_stream, &Parts::default(), false, environment);
-            self.refuse(id, 431, b"431 Request Header Fields Too Large\n", out, environment);
+        if turn.fields.is_too_large() {
+            self.open(id, end_stream, &Parts::default(), false, turn.environment);
+            self.refuse(id, 431, b"431 Request Header Fields Too Large\n", turn);
             return Ok(None);
         }
-        let Ok(parts) = request::check(fields, end_stream) else {
-            return self.fail_stream(id, ErrorCode::Protocol, out, environment);
+        let Ok(parts) = request::check(turn.fields, end_stream) else {
+            return self.fail_stream(id, ErrorCode::Protocol, turn);
         };
-        let request = super::Request::new(fields, parts);
+        let request = super::Request::new(turn.fields, parts);
         let is_head = request.method() == "HEAD";
         let refusal: Option<(u16, &[u8])> =
             if request.target().len() > limits.max_target_bytes as usize {
@@ -161,9 +147,9 @@ impl Http2 {
             } else {
                 None
             };
-        let slot = self.open(id, end_stream, &parts, is_head, environment);
+        let slot = self.open(id, end_stream, &parts, is_head, turn.environment);
         if let Some((status, body)) = refusal {
-            self.refuse(id, status, body, out, environment);
+            self.refuse(id, status, body, turn);
             return Ok(None);
         }
         self.guard.control.excuse(EXCUSED_BY_REQUEST);
@@ -194,36 +180,23 @@ impl Http2 {
     }
 
     /// Answers a request that no service will see.
-    fn refuse(
-        &mut self,
-        id: u32,
-        status: u16,
-        body: &[u8],
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) {
+    fn refuse(&mut self, id: u32, status: u16, body: &[u8], turn: &mut Turn<'_>) {
         if let Some(slot) = self.streams.slot_of(id) {
             let headers: [(&str, &[u8]); 1] = [("content-type", b"text/plain")];
-            let _ = self.respond(slot, out, status, &headers, body, environment);
+            let _ = self.respond(slot, turn.out, status, &headers, body, turn.environment);
         }
     }
 
-    fn on_trailers(
-        &mut self,
-        id: u32,
-        end_stream: bool,
-        out: &mut Vec<u8>,
-        fields: &Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
+    fn on_trailers(&mut self, id: u32, end_stream: bool, turn: &mut Turn<'_>) -> Handled {
         if self.streams.slot_of(id).is_none() {
             return Ok(None); // reset a moment ago
         }
         // §8.1: they end the request.
+        let fields = &*turn.fields;
         if !end_stream || fields.is_too_large() || request::check_trailers(fields).is_err() {
-            return self.fail_stream(id, ErrorCode::Protocol, out, environment);
+            return self.fail_stream(id, ErrorCode::Protocol, turn);
         }
-        self.on_end(id, out, environment)
+        self.on_end(id, turn)
     }
 
     /// True for streams that were opened after our last GOAWAY was heard.

@@ -4,8 +4,19 @@
 
 use super::super::Input;
 use super::super::hpack::Fields;
-use super::frame::{self, HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
+use super::frame::{self, Frame, HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
 use super::{Environment, Error, ErrorCode, Event, Http2, Incoming, MAX_REMEMBERED, PREFACE};
+
+/// What a frame comes to. An error is the end of the connection.
+pub(super) type Handled = Result<Option<Event>, Error>;
+
+/// What is lent for the handling of frames.
+pub(super) struct Turn<'a> {
+    pub(super) out: &'a mut Vec<u8>,
+    /// Overwritten by the next request's.
+    pub(super) fields: &'a mut Fields,
+    pub(super) environment: &'a Environment<'a>,
+}
 
 impl Http2 {
     /// Takes the next event from the input, and answers what needs no service. `None` when more input
@@ -22,20 +33,15 @@ impl Http2 {
         fields: &mut Fields,
         environment: &Environment<'_>,
     ) -> Result<Option<Event>, Error> {
-        let result = self.advance(input, out, fields, environment);
+        let mut turn = Turn { out, fields, environment };
+        let result = self.advance(input, &mut turn);
         if let Err(error) = result {
-            self.end(out, error.code, error.reason);
+            self.end(turn.out, error.code, error.reason);
         }
         result
     }
 
-    fn advance(
-        &mut self,
-        input: &mut Input<'_>,
-        out: &mut Vec<u8>,
-        fields: &mut Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
+    fn advance(&mut self, input: &mut Input<'_>, turn: &mut Turn<'_>) -> Handled {
         loop {
             match self.incoming {
                 Incoming::Frame => {
@@ -56,7 +62,7 @@ impl Http2 {
                             _ => None,
                         };
                         self.has_progress = true;
-                        if let Some(event) = self.on_data(&header, padding, out, environment)? {
+                        if let Some(event) = self.on_data(&header, padding, turn)? {
                             return Ok(Some(event));
                         }
                         continue;
@@ -66,9 +72,7 @@ impl Http2 {
                     }
                     let payload = &input.take(HEADER_BYTES + header.length)[HEADER_BYTES..];
                     self.has_progress = true;
-                    if let Some(event) =
-                        self.on_frame(&header, payload, out, fields, environment)?
-                    {
+                    if let Some(event) = self.on_frame(Frame { header, payload }, turn)? {
                         return Ok(Some(event));
                     }
                 }
@@ -83,7 +87,7 @@ impl Http2 {
                                     return Ok(None);
                                 }
                                 input.take(usize::from(padding));
-                                self.credit(stream, u32::from(padding), out, environment);
+                                self.credit(stream, u32::from(padding), turn.out, turn.environment);
                                 if is_end { Incoming::End { stream } } else { Incoming::Frame }
                             }
                         };
@@ -99,13 +103,13 @@ impl Http2 {
                         }
                         _ => {
                             input.take(bytes);
-                            self.took(bytes, out, environment);
+                            self.took(bytes, turn.out, turn.environment);
                         }
                     }
                 }
                 Incoming::End { stream } => {
                     self.incoming = Incoming::Frame;
-                    if let Some(event) = self.on_end(stream, out, environment)? {
+                    if let Some(event) = self.on_end(stream, turn)? {
                         return Ok(Some(event));
                     }
                 }
@@ -146,44 +150,27 @@ impl Http2 {
         Ok(())
     }
 
-    fn on_frame(
-        &mut self,
-        header: &Header,
-        payload: &[u8],
-        out: &mut Vec<u8>,
-        fields: &mut Fields,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        match header.kind {
-            frame::HEADERS => return self.on_headers(header, payload, out, fields, environment),
-            frame::CONTINUATION => {
-                return self.on_continuation(header, payload, out, fields, environment);
-            }
-            frame::RST_STREAM => return self.on_reset(header, payload, environment),
-            frame::WINDOW_UPDATE => {
-                return self.on_window_update(header, payload, out, environment);
-            }
-            frame::SETTINGS => return self.on_settings(header, payload, out, environment),
-            frame::PRIORITY => return self.on_priority(header, payload, out, environment),
-            frame::PING => self.on_ping(header, payload, out, environment)?,
-            frame::GOAWAY => self.on_goaway(header, environment)?,
+    fn on_frame(&mut self, frame: Frame<'_>, turn: &mut Turn<'_>) -> Handled {
+        match frame.header.kind {
+            frame::HEADERS => return self.on_headers(frame, turn),
+            frame::CONTINUATION => return self.on_continuation(frame, turn),
+            frame::RST_STREAM => return self.on_reset(frame, turn),
+            frame::WINDOW_UPDATE => return self.on_window_update(frame, turn),
+            frame::SETTINGS => return self.on_settings(frame, turn),
+            frame::PRIORITY => return self.on_priority(frame, turn),
+            frame::PING => self.on_ping(frame, turn)?,
+            frame::GOAWAY => self.on_goaway(&frame.header, turn)?,
             frame::PUSH_PROMISE => return Err(Error::protocol("PUSH_PROMISE from a client")),
             // §5.5: unknown ones are ignored; PRIORITY_UPDATE (RFC 9218) is among them.
-            _ => self.guard.count_useless(environment)?,
+            _ => self.guard.count_useless(turn.environment)?,
         }
         Ok(None)
     }
 
     /// A stream error (§5.4.2): the client's fault.
-    pub(super) fn fail_stream(
-        &mut self,
-        id: u32,
-        code: ErrorCode,
-        out: &mut Vec<u8>,
-        environment: &Environment<'_>,
-    ) -> Result<Option<Event>, Error> {
-        self.guard.count_reset(environment)?;
-        frame::write_reset(out, id, code);
+    pub(super) fn fail_stream(&mut self, id: u32, code: ErrorCode, turn: &mut Turn<'_>) -> Handled {
+        self.guard.count_reset(turn.environment)?;
+        frame::write_reset(turn.out, id, code);
         self.remember(id);
         let Some(slot) = self.streams.slot_of(id) else { return Ok(None) };
         let was_over = self.is_exchange_over(slot);
