@@ -155,24 +155,12 @@ pub(super) struct Inputs {
 impl Core {
     /// A supervisor without workers.
     pub fn new(setup: Setup, steer: Steer, scoreboard: Board, max_workers: u32) -> Core {
-        let Setup {
-            settings,
-            shown,
-            sources,
-            executable_path,
-            run_dir,
-            links,
-            readiness,
-            admin_token,
-            news,
-            parking,
-        } = setup;
         Core {
-            settings,
-            shown,
-            sources,
-            executable_path,
-            run_dir,
+            settings: setup.settings,
+            shown: setup.shown,
+            sources: setup.sources,
+            executable_path: setup.executable_path,
+            run_dir: setup.run_dir,
             steer,
             max_workers,
             scoreboard,
@@ -199,17 +187,17 @@ impl Core {
             retired: Counters::default(),
             last_verdict: None,
             started: Instant::now(),
-            readiness,
-            admin_token,
-            parking,
-            links,
+            readiness: setup.readiness,
+            admin_token: setup.admin_token,
+            parking: setup.parking,
+            links: setup.links,
             machine_events: VecDeque::new(),
             pending_actions: VecDeque::new(),
             unheard: BTreeSet::new(),
             drained_for_restart: false,
             dirty: false,
             doors: None,
-            news,
+            news: setup.news,
             replacement: None,
             heir: None,
             predecessor: None,
@@ -219,19 +207,17 @@ impl Core {
 
     /// What a supervisor needs in order to begin again.
     fn into_setup(self) -> Setup {
-        let Core { settings, shown, sources, executable_path, run_dir, .. } = self;
-        let Core { links, readiness, admin_token, news, parking, .. } = self;
         Setup {
-            settings,
-            shown,
-            sources,
-            executable_path,
-            run_dir,
-            links,
-            readiness,
-            admin_token,
-            news,
-            parking,
+            settings: self.settings,
+            shown: self.shown,
+            sources: self.sources,
+            executable_path: self.executable_path,
+            run_dir: self.run_dir,
+            links: self.links,
+            readiness: self.readiness,
+            admin_token: self.admin_token,
+            news: self.news,
+            parking: self.parking,
         }
     }
 
