@@ -9,7 +9,7 @@ use zdt_engine::control::ToWorker;
 
 use crate::lab::client::{self, Client};
 use crate::lab::worker::Options;
-use crate::lab::{Pair, TestWorker};
+use crate::lab::{GIVING_POINTS, Pair, TAKING_POINTS, TestWorker};
 
 const CLIENTS: usize = 40;
 
@@ -74,15 +74,7 @@ fn tally(clients: &mut Vec<Client>, expected: u64) -> (usize, usize, usize) {
 
 #[test]
 fn a_killed_blue_takes_only_its_own_along() {
-    for point in [
-        "freeze.begun",
-        "freeze.saved",
-        "offer.recorded",
-        "offer.published",
-        "offer.before_descriptors",
-        "offer.after_descriptors",
-        "release.before",
-    ] {
+    for point in GIVING_POINTS {
         let mut scene = scene(&format!("{point}@1=kill:2"), "");
         scene.pair.begin();
         scene.pair.blue.wait_dead();
@@ -127,7 +119,7 @@ fn a_killed_green_gives_back_what_it_has_not_started() {
 
 #[test]
 fn a_stopped_green_never_makes_two_owners() {
-    for point in ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"] {
+    for point in TAKING_POINTS {
         let mut scene = scene("", &format!("{point}@2=stop:3"));
         scene.pair.begin();
         scene.pair.green.wait_stopped();

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::lab::mixed::Mixed;
 use crate::lab::secure::Authority;
 use crate::lab::worker::Options;
-use crate::lab::{Pair, TestWorker};
+use crate::lab::{GIVING_POINTS, Pair, TAKING_POINTS, TestWorker};
 use crate::supervisor::engine::{self, Engine, output_of};
 
 const CLIENTS: usize = 6;
@@ -63,15 +63,7 @@ fn both(test: impl Fn(bool)) {
 #[test]
 fn a_killed_blue_takes_only_its_own_along() {
     both(|over_tls| {
-        for point in [
-            "freeze.begun",
-            "freeze.saved",
-            "offer.recorded",
-            "offer.published",
-            "offer.before_descriptors",
-            "offer.after_descriptors",
-            "release.before",
-        ] {
+        for point in GIVING_POINTS {
             let mut scene = scene(over_tls, &format!("{point}@1=kill:2"), "");
             scene.pair.begin();
             scene.pair.blue.wait_dead();
@@ -112,7 +104,7 @@ fn a_killed_green_gives_back_what_it_has_not_started() {
 #[test]
 fn a_stopped_side_never_makes_two_owners() {
     both(|over_tls| {
-        for point in ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"] {
+        for point in TAKING_POINTS {
             let mut scene = scene(over_tls, "", &format!("{point}@2=stop:2"));
             scene.pair.begin();
             scene.pair.green.wait_stopped();

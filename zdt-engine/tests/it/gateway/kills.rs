@@ -15,7 +15,7 @@ use super::upstream::Upstream;
 use super::{begin, gateway_with_faults, parse};
 use crate::lab::client::{self, Client};
 use crate::lab::worker::Options;
-use crate::lab::{Pair, TestWorker, eventually};
+use crate::lab::{GIVING_POINTS, Pair, TAKING_POINTS, TestWorker, eventually};
 use crate::supervisor::engine::output_of;
 
 /// Of each kind.
@@ -197,15 +197,7 @@ fn check(worker: &mut TestWorker, mut clients: Clients, routes: Vec<RouteTarget>
 
 #[test]
 fn a_killed_blue_takes_whole_connections_along() {
-    for point in [
-        "freeze.begun",
-        "freeze.saved",
-        "offer.recorded",
-        "offer.published",
-        "offer.before_descriptors",
-        "offer.after_descriptors",
-        "release.before",
-    ] {
+    for point in GIVING_POINTS {
         let Scene { mut pair, clients, routes, _upstream } =
             scene(&format!("{point}@1=kill:3"), "");
         pair.begin();
@@ -236,7 +228,7 @@ fn a_killed_green_gives_whole_connections_back() {
 
 #[test]
 fn a_stopped_green_never_makes_two_owners() {
-    for point in ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"] {
+    for point in TAKING_POINTS {
         let Scene { mut pair, mut clients, routes, _upstream } =
             scene("", &format!("{point}@2=stop:1"));
         pair.begin();

@@ -18,6 +18,21 @@ use std::time::{Duration, Instant};
 /// Nothing in a test may take longer; what does is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Fault points of the side that gives its connections away, in their order.
+pub const GIVING_POINTS: [&str; 7] = [
+    "freeze.begun",
+    "freeze.saved",
+    "offer.recorded",
+    "offer.published",
+    "offer.before_descriptors",
+    "offer.after_descriptors",
+    "release.before",
+];
+
+/// Fault points of the side that takes them.
+pub const TAKING_POINTS: [&str; 4] =
+    ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"];
+
 /// Polls `condition` until it holds. The wait between two looks is no synchronisation: only the
 /// condition is.
 #[track_caller]

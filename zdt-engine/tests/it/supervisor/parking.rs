@@ -51,6 +51,14 @@ fn n(client: &mut Client) -> u64 {
     client::count(client).0
 }
 
+/// Opens, and sends the message that is to be answered by this number.
+#[track_caller]
+fn counted(engine: &Engine, token: Option<&str>, expected: u64) -> (Client, String) {
+    let (mut client, token) = open(engine, token, false);
+    assert_eq!(n(&mut client), expected);
+    (client, token)
+}
+
 fn wait_for_parked(engine: &Engine, count: u64) {
     eventually("sessions are parked", || engine.status()["parked_sessions"] == count);
 }
@@ -66,8 +74,7 @@ fn a_broken_connection_is_resumed_once() {
     let (mut client, _) = open(&engine, Some(&token), true);
     assert_eq!(n(&mut client), 3);
     assert_eq!(engine.status()["parked_sessions"], 0);
-    let (mut other, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut other), 1, "a token is good once");
+    let (_other, _) = counted(&engine, Some(&token), 1); // a token is good once
     assert_eq!(n(&mut client), 4);
     let (mut again, _) = open(&engine, Some("v1.junk.junk"), false);
     assert_eq!(n(&mut again), 1);
@@ -76,12 +83,10 @@ fn a_broken_connection_is_resumed_once() {
 #[test]
 fn a_closed_websocket_is_not_kept() {
     let engine = Engine::start(Options::default());
-    let (mut client, token) = open(&engine, None, false);
-    assert_eq!(n(&mut client), 1);
+    let (mut client, token) = counted(&engine, None, 1);
     client.close(None).expect("close");
     while client.read().is_ok() {}
-    let (mut client, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 1);
+    counted(&engine, Some(&token), 1);
 }
 
 #[test]
@@ -142,15 +147,13 @@ fn tickets_of_http2_streams_move_along() {
 #[test]
 fn parked_sessions_survive_the_replacement_of_the_supervisor() {
     let engine = Engine::start(Options::default());
-    let (mut client, token) = open(&engine, None, false);
-    assert_eq!(n(&mut client), 1);
+    let (client, token) = counted(&engine, None, 1);
     drop(client);
     wait_for_parked(&engine, 1);
     let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(engine.status()["parked_sessions"], 1);
-    let (mut client, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 2);
+    counted(&engine, Some(&token), 2);
 }
 
 fn stop(engine: &mut Engine) {
@@ -206,8 +209,7 @@ fn a_killed_supervisor_leaves_what_is_parked_on_disk() {
     kill_supervisor(&mut engine);
     engine.restart();
     wait_for_parked(&engine, 1);
-    let (mut back, token) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut back), 3);
+    let (mut back, token) = counted(&engine, Some(&token), 3);
     assert_eq!(n(&mut other), 2, "the workers have served on");
     eventually("what was given back is not on disk", || !file.exists());
     // And not again: neither of the two is there twice, whoever dies.
@@ -216,8 +218,7 @@ fn a_killed_supervisor_leaves_what_is_parked_on_disk() {
     kill_supervisor(&mut engine);
     engine.restart();
     assert_eq!(n(&mut back), 4);
-    let (mut other, _) = open(&engine, Some(&other_token), false);
-    assert_eq!(n(&mut other), 2 + 1);
+    let (_other, _) = counted(&engine, Some(&other_token), 2 + 1);
     drop(back);
     wait_for_parked(&engine, 1);
     let (mut back, _) = open(&engine, Some(&token), true);
@@ -229,14 +230,12 @@ fn a_replaced_supervisor_keeps_the_file_up_to_date() {
     let dir = tempfile::tempdir().expect("tempdir");
     let mut engine = start(options(dir.path(), KEY, ""));
     let file = engine.run_dir().join("parked.zdts");
-    let (mut client, token) = open(&engine, None, false);
-    assert_eq!(n(&mut client), 1);
+    let (client, token) = counted(&engine, None, 1);
     drop(client);
     wait_for_parked(&engine, 1);
     let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
     assert!(output.status.success(), "{output:?}");
-    let (mut client, token) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 2);
+    let (client, token) = counted(&engine, Some(&token), 2);
     eventually("it was given back", || !file.exists());
     drop(client);
     eventually("it is on disk", || file.exists());
@@ -245,21 +244,18 @@ fn a_replaced_supervisor_keeps_the_file_up_to_date() {
         .expect("kill");
     eventually("it is dead", || engine.supervisors().is_empty());
     engine.restart();
-    let (mut client, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 3);
+    counted(&engine, Some(&token), 3);
 }
 
 #[test]
 fn without_a_key_nothing_is_written() {
     let mut engine = start(Options::config("drain_timeout_ms = 4000\n"));
-    let (mut client, token) = open(&engine, None, false);
-    assert_eq!(n(&mut client), 1);
+    let (_client, token) = counted(&engine, None, 1);
     stop(&mut engine);
     assert!(engine.log().contains("without CONNECTION_STATE_KEY"), "{}", engine.log());
     assert!(!engine.run_dir().join("parked.zdts").exists());
     engine.restart();
-    let (mut client, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 1);
+    counted(&engine, Some(&token), 1);
 }
 
 #[test]
@@ -274,8 +270,7 @@ fn a_file_that_cannot_be_read_is_set_aside() {
         ("another key", |bytes| bytes[50] ^= 1),
     ];
     for (message, damage) in problems {
-        let (mut client, token) = open(&engine, None, false);
-        assert_eq!(n(&mut client), 1);
+        let (_client, token) = counted(&engine, None, 1);
         stop(&mut engine);
         let mut bytes = std::fs::read(&file).expect("the file");
         damage(&mut bytes);
@@ -283,8 +278,7 @@ fn a_file_that_cannot_be_read_is_set_aside() {
         engine.restart();
         assert!(engine.log().contains(message), "{message}: {}", engine.log());
         assert!(!file.exists(), "{message}: it is under another name");
-        let (mut client, _) = open(&engine, Some(&token), false);
-        assert_eq!(n(&mut client), 1);
+        let (mut client, _) = counted(&engine, Some(&token), 1);
         client.close(None).expect("close");
         while client.read().is_ok() {}
     }
@@ -323,8 +317,7 @@ fn a_full_disk_loses_nothing_while_there_is_hope() {
     };
     let parking = format!("path = {:?}\n", disk.0);
     let mut engine = start(options(dir.path(), KEY, &parking));
-    let (mut client, token) = open(&engine, None, false);
-    assert_eq!(n(&mut client), 1);
+    let (_client, token) = counted(&engine, None, 1);
     let filler = disk.0.join("filler");
     let _ = std::fs::write(&filler, vec![7; 1 << 20]); // until it is full
     engine.signal(Signal::SIGTERM);
@@ -333,8 +326,7 @@ fn a_full_disk_loses_nothing_while_there_is_hope() {
     std::fs::remove_file(&filler).expect("make room");
     assert!(engine.wait().success(), "{}", engine.log());
     engine.restart();
-    let (mut client, _) = open(&engine, Some(&token), false);
-    assert_eq!(n(&mut client), 2);
+    let (_client, _) = counted(&engine, Some(&token), 2);
     // And without hope: one more signal, and it ends, badly.
     let _ = std::fs::write(&filler, vec![7; 1 << 20]);
     engine.signal(Signal::SIGTERM);

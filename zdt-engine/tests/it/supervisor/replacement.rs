@@ -31,6 +31,18 @@ fn is_stopped(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
 }
 
+/// Waits until a successor has stopped at its fault point.
+#[track_caller]
+fn stopped_successor(engine: &Engine, what: &str) -> u32 {
+    let mut successor = None;
+    eventually(what, || {
+        let mut all = engine.supervisors().into_iter();
+        successor = all.find(|pid| *pid != engine.pid() && is_stopped(*pid));
+        successor.is_some()
+    });
+    successor.expect("it was found")
+}
+
 #[track_caller]
 fn replace_well(engine: &Engine) -> Value {
     let verdict = verdict(&engine.zdt(&REPLACE));
@@ -327,14 +339,8 @@ fn hangup_replaces_the_supervisor_where_that_is_configured() {
 fn a_hangup_before_its_handler_is_there_does_not_kill_a_successor() {
     let mut engine = Engine::start(Options::faults("succession.executed@successor=stop"));
     let mut clients = engine.clients(4);
-    let before = engine.pid();
     let reload = engine.zdt_in_background(&REPLACE);
-    let mut successor = 0;
-    eventually("the successor waits at its first instruction", || {
-        let all = engine.supervisors();
-        successor = all.into_iter().find(|pid| *pid != before).unwrap_or(0);
-        successor != 0 && is_stopped(successor)
-    });
+    let successor = stopped_successor(&engine, "the successor waits at its first instruction");
     send(successor, Signal::SIGHUP);
     send(successor, Signal::SIGCONT);
     let verdict = verdict(&output_of(reload));
@@ -352,11 +358,8 @@ fn a_stop_while_a_successor_gets_ready_stops() {
         config: "drain_timeout_ms = 500\n".into(),
         ..Options::faults("succession.greeted@successor=stop")
     });
-    let before = engine.pid();
     let reload = engine.zdt_in_background(&REPLACE);
-    eventually("there are two", || {
-        engine.supervisors().iter().any(|pid| *pid != before && is_stopped(*pid))
-    });
+    stopped_successor(&engine, "there are two");
     engine.signal(Signal::SIGTERM);
     assert!(engine.wait().success());
     let verdict = verdict(&output_of(reload));
@@ -408,14 +411,8 @@ fn reloads_that_meet_all_get_a_verdict() {
 fn a_reload_that_waits_is_asked_for_again_at_the_successor() {
     let mut engine = Engine::start(Options::faults("succession.told@successor=stop"));
     let mut clients = engine.clients(4);
-    let before = engine.pid();
     let first = engine.zdt_in_background(&REPLACE);
-    let mut successor = 0;
-    eventually("the successor is told to take over", || {
-        let all = engine.supervisors();
-        successor = all.into_iter().find(|pid| *pid != before).unwrap_or(0);
-        successor != 0 && is_stopped(successor)
-    });
+    let successor = stopped_successor(&engine, "the successor is told to take over");
     // Nobody supervises at this moment.
     let second = engine.zdt_in_background(&["reload", "--json"]);
     let status = engine.zdt_in_background(&["status", "--json"]);
@@ -451,20 +448,13 @@ fn stranger_hears(path: &Path) -> usize {
 fn the_handoff_socket_is_for_the_successor_only() {
     let mut engine = Engine::start(Options::faults("succession.executed@successor=stop"));
     let mut clients = engine.clients(2);
-    let before = engine.pid();
     let reload = engine.zdt_in_background(&REPLACE);
     let path = engine.run_dir().join("handoff.sock");
     eventually("it is there", || path.exists());
     let mode = std::fs::metadata(&path).expect("metadata").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(stranger_hears(&path), 0, "another process of the same user is hung up on");
-    let mut successor = 0;
-    eventually("the successor waits", || {
-        let all = engine.supervisors();
-        successor = all.into_iter().find(|pid| *pid != before).unwrap_or(0);
-        successor != 0 && is_stopped(successor)
-    });
-    send(successor, Signal::SIGCONT);
+    send(stopped_successor(&engine, "the successor waits"), Signal::SIGCONT);
     assert_eq!(verdict(&output_of(reload))["reload_successful"], true);
     all_is_well(&mut engine, &mut clients, "strangers");
 }

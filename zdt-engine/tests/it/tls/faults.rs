@@ -7,7 +7,7 @@ use zdt_engine::state::FORMAT_WRAPPED;
 
 use crate::lab::secure::{Authority, Client};
 use crate::lab::worker::{Options, Secrets};
-use crate::lab::{Pair, TestWorker, client};
+use crate::lab::{GIVING_POINTS, Pair, TAKING_POINTS, TestWorker, client};
 
 const CLIENTS: usize = 12;
 
@@ -68,15 +68,7 @@ fn go_on(scene: &mut Scene, expected: u64, what: &str) -> usize {
 
 #[test]
 fn a_killed_blue_never_leaves_a_nonce_twice() {
-    for point in [
-        "freeze.begun",
-        "freeze.saved",
-        "offer.recorded",
-        "offer.published",
-        "offer.before_descriptors",
-        "offer.after_descriptors",
-        "release.before",
-    ] {
+    for point in GIVING_POINTS {
         let mut scene = scene(&format!("{point}@1=kill:2"), "");
         scene.pair.begin();
         scene.pair.blue.wait_dead();
@@ -88,7 +80,7 @@ fn a_killed_blue_never_leaves_a_nonce_twice() {
 
 #[test]
 fn a_killed_green_never_leaves_a_nonce_twice() {
-    for point in ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"] {
+    for point in TAKING_POINTS {
         for nth in if point == "adopt.received" { 1..=1 } else { 1..=3 } {
             let what = format!("{point}:{nth}");
             let mut scene = scene("", &format!("{point}@2=kill:{nth}"));
@@ -103,7 +95,7 @@ fn a_killed_green_never_leaves_a_nonce_twice() {
 
 #[test]
 fn a_stopped_side_never_leaves_a_nonce_twice() {
-    for point in ["adopt.received", "adopt.restored", "adopt.adopted", "adopt.started"] {
+    for point in TAKING_POINTS {
         let mut scene = scene("", &format!("{point}@2=stop:3"));
         scene.pair.begin();
         scene.pair.green.wait_stopped();
