@@ -34,19 +34,9 @@ async fn accept(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>
 
 /// Serves until the process ends.
 pub fn serve(listener: TcpListener) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            tokio::spawn(async move {
-                let io = hyper_util::rt::TokioIo::new(stream);
-                let _ = http1::Builder::new()
-                    .serve_connection(io, service_fn(accept))
-                    .with_upgrades()
-                    .await;
-            });
-        }
+    super::serve_each(listener, |stream| async {
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let _ =
+            http1::Builder::new().serve_connection(io, service_fn(accept)).with_upgrades().await;
     })
 }

@@ -135,6 +135,25 @@ fn bind_listener(port: u16) -> Result<TcpListener> {
     Ok(listener)
 }
 
+/// Accepts until the process ends, and serves all connections on this thread.
+fn serve_each<F>(
+    listener: TcpListener,
+    serve: impl Fn(tokio::net::TcpStream) -> F,
+) -> std::io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            tokio::spawn(serve(stream));
+        }
+    })
+}
+
 /// Serves as one of the built-in peers until it is killed.
 pub fn serve(builtin: Builtin, port: u16, tls: Option<(PathBuf, PathBuf)>) -> Result<()> {
     let listener = bind_listener(port)?;

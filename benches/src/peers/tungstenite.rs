@@ -12,15 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// Serves until the process ends.
 pub fn serve(listener: TcpListener, buffer_bytes: usize) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            tokio::spawn(echo(stream, buffer_bytes));
-        }
-    })
+    super::serve_each(listener, |stream| echo(stream, buffer_bytes))
 }
 
 /// Echoes on one connection until it ends.

@@ -18,18 +18,13 @@ pub fn serve(
     buffer_bytes: usize,
 ) -> Result<()> {
     let acceptor = TlsAcceptor::from(crate::secure::server_config(certificate, key)?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                if let Ok(stream) = acceptor.accept(stream).await {
-                    echo(stream, buffer_bytes).await;
-                }
-            });
+    super::serve_each(listener, move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            if let Ok(stream) = acceptor.accept(stream).await {
+                echo(stream, buffer_bytes).await;
+            }
         }
-    })
+    })?;
+    Ok(())
 }

@@ -12,26 +12,8 @@ use zdt_engine::proto::http2::{
     StreamHead,
 };
 
-const ENVIRONMENT: Environment<'static> = Environment {
-    limits: Limits {
-        max_head_bytes: 4 << 10,
-        max_target_bytes: 1 << 10,
-        max_header_count: 30,
-        max_body_bytes: 100_000,
-    },
-    options: Options {
-        max_streams: 8,
-        stream_window_bytes: 65_535,
-        connection_window_bytes: 100_000,
-        stream_buffer_bytes: 4 << 10,
-        reset_burst: 50,
-        resets_per_second: 10,
-        control_burst: 100,
-        control_per_second: 10,
-    },
-    now_ms: 10_000,
-    date: b"",
-};
+const ENVIRONMENT: Environment<'static> =
+    Environment { limits: Limits::SMALL, options: Options::SMALL, now_ms: 10_000, date: b"" };
 
 fn saved(machine: &Http2) -> (Http2Head, Vec<u8>) {
     let mut tail = Vec::new();

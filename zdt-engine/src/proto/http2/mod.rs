@@ -79,6 +79,17 @@ pub struct Limits {
     pub max_body_bytes: u64,
 }
 
+impl Limits {
+    /// For tests and fuzzing: bounds that are soon reached.
+    #[doc(hidden)]
+    pub const SMALL: Self = Self {
+        max_head_bytes: 4 << 10,
+        max_target_bytes: 1 << 10,
+        max_header_count: 30,
+        max_body_bytes: 100_000,
+    };
+}
+
 /// What is agreed with, or asked of, each connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -98,6 +109,21 @@ pub struct Options {
     pub control_burst: u32,
     /// See `control_burst`.
     pub control_per_second: u32,
+}
+
+impl Options {
+    /// For tests and fuzzing, as [`Limits::SMALL`].
+    #[doc(hidden)]
+    pub const SMALL: Self = Self {
+        max_streams: 8,
+        stream_window_bytes: 65_535,
+        connection_window_bytes: 100_000,
+        stream_buffer_bytes: 4 << 10,
+        reset_burst: 50,
+        resets_per_second: 10,
+        control_burst: 100,
+        control_per_second: 10,
+    };
 }
 
 /// What the machine is lent for each call.

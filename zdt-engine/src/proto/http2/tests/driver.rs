@@ -8,23 +8,8 @@ use super::super::super::Input;
 use super::super::super::hpack::{Decoder, Fields, Limits as ListLimits};
 use super::super::*;
 
-pub const LIMITS: Limits = Limits {
-    max_head_bytes: 4 << 10,
-    max_target_bytes: 1 << 10,
-    max_header_count: 30,
-    max_body_bytes: 100_000,
-};
-
-pub const OPTIONS: Options = Options {
-    max_streams: 8,
-    stream_window_bytes: 65_535,
-    connection_window_bytes: 100_000,
-    stream_buffer_bytes: 4 << 10,
-    reset_burst: 50,
-    resets_per_second: 10,
-    control_burst: 100,
-    control_per_second: 10,
-};
+pub const LIMITS: Limits = Limits::SMALL;
+pub const OPTIONS: Options = Options::SMALL;
 
 pub fn environment<'a>(now_ms: u64) -> Environment<'a> {
     Environment { limits: LIMITS, options: OPTIONS, now_ms, date: b"" }
