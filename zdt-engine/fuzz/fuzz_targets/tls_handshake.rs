@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use zdt_engine::proto::tls::{
-    CertificateAndKey, Protocol, Server, ServerOptions, Step, Tickets, Tls,
+    CertificateAndKey, Hello, Protocol, Server, ServerOptions, Step, Tickets, Tls,
 };
 
 fn both_sides() -> &'static (Server, Arc<ClientConfig>) {
@@ -48,6 +48,7 @@ fuzz_target!(|data: &[u8]| {
     let (server, client) = both_sides();
     let name = ServerName::try_from("localhost").expect("a name");
     let mut client = ClientConnection::new(Arc::clone(client), name).expect("a client");
+    let mut hello = Some(Hello::default());
     let mut handshake = server.handshake().expect("a handshake");
     let (mut sent, mut output) = (0, Vec::new());
     let done: Option<Box<Tls>> = 'handshake: loop {
@@ -72,7 +73,16 @@ fuzz_target!(|data: &[u8]| {
             flight.extend_from_slice(raw);
         }
         for bytes in flight.chunks(usize::from(piece).max(1) * 3) {
-            handshake = match handshake.handle_input(bytes, &mut output) {
+            let mut bytes = bytes.to_vec();
+            if let Some(mut waiting) = hello.take() {
+                waiting.keep(&bytes);
+                if !waiting.is_due() {
+                    hello = Some(Hello::restore(waiting.bytes()).expect("just saved"));
+                    continue;
+                }
+                bytes = waiting.bytes().to_vec();
+            }
+            handshake = match handshake.handle_input(&bytes, &mut output) {
                 Step::GoesOn(handshake) => handshake,
                 Step::Done(tls) => break 'handshake Some(tls),
                 Step::Failed(_) => {

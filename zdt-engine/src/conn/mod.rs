@@ -31,7 +31,7 @@ pub use deadline::{Overdue, Progress};
 pub use persist::{JSON_CODECS, KNOWN_SECTIONS, RestoreError};
 pub use request::{Head, Upgrade};
 pub use slot::Slot;
-pub use transport::{TAG_TLS, TAG_TLS_INCOMING, Transport};
+pub use transport::{TAG_TLS, TAG_TLS_HELLO, TAG_TLS_INCOMING, Transport};
 
 use deadline::Waiting;
 use http2::Http2Stack;

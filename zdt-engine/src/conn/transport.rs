@@ -1,11 +1,12 @@
 //! What lies between a socket's bytes and the protocol stack: nothing, a TLS handshake, or TLS.
 //!
 //! Received bytes enter here first and output leaves here last. What travels with a connection is the
-//! state of its [`Tls`], and the bytes that it has received and not opened; a handshake does not travel.
+//! state of its [`Tls`], and the bytes that it has received and not opened; or, before anything has been
+//! answered, the bytes of its [`Hello`]. A handshake between the two does not travel.
 //!
 //! Must not know: I/O, what the plaintext means.
 
-use crate::proto::tls::{self, Handshake, Protocol, Tls, TlsHead};
+use crate::proto::tls::{self, Handshake, Hello, Protocol, Tls, TlsHead};
 use crate::state::{Record, Writer};
 
 use super::RestoreError;
@@ -14,6 +15,8 @@ use super::RestoreError;
 pub const TAG_TLS: u16 = 10;
 /// Received bytes that were not opened (tail only).
 pub const TAG_TLS_INCOMING: u16 = 11;
+/// TLS before its first answer: what has come of the ClientHello (tail only).
+pub const TAG_TLS_HELLO: u16 = 48;
 
 /// Most unopened bytes of a connection that are taken over.
 const MAX_INCOMING_BYTES: usize = 32 << 20;
@@ -24,6 +27,8 @@ pub enum Transport {
     /// Bytes are what they are.
     #[default]
     Plain,
+    /// TLS is expected, and nothing has been answered.
+    Hello(Hello),
     /// No plaintext goes in or out yet.
     Handshake(Box<Handshake>),
     /// Encrypted.
@@ -43,6 +48,11 @@ impl Transport {
         matches!(self, Transport::Handshake(_))
     }
 
+    /// True if a handshake has still to begin.
+    pub fn awaits_handshake(&self) -> bool {
+        matches!(self, Transport::Hello(_))
+    }
+
     /// True if its saved form has secrets in it.
     pub fn is_secret(&self) -> bool {
         matches!(self, Transport::Tls(_))
@@ -52,6 +62,7 @@ impl Transport {
     pub fn name(&self) -> &'static str {
         match self {
             Transport::Plain => "tcp",
+            Transport::Hello(_) => "tls-hello",
             Transport::Handshake(_) | Transport::Failed => "tls-handshake",
             Transport::Tls(tls) => tls.version().name(),
         }
@@ -84,6 +95,7 @@ impl Transport {
     /// Keeps received bytes without looking at them.
     pub fn keep(&mut self, bytes: &[u8]) {
         match self {
+            Transport::Hello(hello) => hello.keep(bytes),
             Transport::Handshake(handshake) => handshake.keep(bytes),
             Transport::Tls(tls) => tls.keep(bytes),
             Transport::Plain | Transport::Failed => {}
@@ -94,6 +106,7 @@ impl Transport {
     pub fn has_work(&self) -> bool {
         match self {
             Transport::Tls(tls) => !tls.is_deaf() && tls.has_whole_record(),
+            Transport::Hello(hello) => hello.is_due(),
             Transport::Handshake(handshake) => handshake.has_kept(),
             Transport::Plain | Transport::Failed => false,
         }
@@ -107,7 +120,7 @@ impl Transport {
         match self {
             Transport::Plain => Ok(()),
             Transport::Tls(tls) => tls.seal(out, rekey_after),
-            Transport::Handshake(_) | Transport::Failed => {
+            Transport::Hello(_) | Transport::Handshake(_) | Transport::Failed => {
                 out.clear();
                 Ok(())
             }
@@ -131,6 +144,7 @@ impl Transport {
     /// Received bytes that were not opened.
     pub fn held_bytes(&self) -> usize {
         match self {
+            Transport::Hello(hello) => hello.bytes().len(),
             Transport::Tls(tls) => tls.incoming().len(),
             Transport::Plain | Transport::Handshake(_) | Transport::Failed => 0,
         }
@@ -139,6 +153,7 @@ impl Transport {
     /// Variable bytes of the sections that [`Transport::save`] would write now.
     pub fn saved_bytes(&self) -> usize {
         match self {
+            Transport::Hello(hello) => hello.bytes().len(),
             Transport::Tls(tls) => tls.saved_bytes(),
             _ => 0,
         }
@@ -146,6 +161,9 @@ impl Transport {
 
     /// Adds the transport's sections to a record.
     pub fn save(&self, writer: &mut Writer<'_>) {
+        if let Transport::Hello(hello) = self {
+            writer.section(TAG_TLS_HELLO, 1, false, &[0u8; 0], &[hello.bytes()]);
+        }
         let Transport::Tls(tls) = self else { return };
         let state = tls.save();
         writer.section(TAG_TLS, 1, false, &state.head, &state.tail);
@@ -156,6 +174,11 @@ impl Transport {
 
     /// Rebuilds a transport, which seals nothing before [`Transport::start`].
     pub fn restore(record: &Record<'_>) -> Result<Self, RestoreError> {
+        if let Some(section) = record.section(TAG_TLS_HELLO) {
+            let hello = Hello::restore(section.tail());
+            let too_much = RestoreError::TooMuchPending { bytes: section.tail().len() };
+            return hello.map(Transport::Hello).ok_or(too_much);
+        }
         let Some(section) = record.section(TAG_TLS) else { return Ok(Transport::Plain) };
         let incoming = record.section(TAG_TLS_INCOMING).map_or(&[][..], |section| section.tail());
         if incoming.len() > MAX_INCOMING_BYTES {

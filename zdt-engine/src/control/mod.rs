@@ -368,7 +368,7 @@ pub struct WorkerStatus {
     pub connections: u64,
     /// Open connections by protocol (`http1`, `websocket`).
     pub by_protocol: BTreeMap<String, u64>,
-    /// Open connections by transport (`tcp`, `tls-handshake`, `tls1.2`, `tls1.3`).
+    /// Open connections by transport (`tcp`, `tls-hello`, `tls-handshake`, `tls1.2`, `tls1.3`).
     pub by_transport: BTreeMap<String, u64>,
     /// TLS handshakes that came to a good end.
     pub tls_handshakes: u64,

@@ -228,9 +228,7 @@ impl Worker {
         let connection = Connection::new(self.now_ms);
         let mut entry = Entry::new(Some(socket), id, peer, connection, self.now_ms);
         entry.preface = proxied.unwrap_or(false).then(|| self.new_preface());
-        if self.tls.is_some()
-            && let Some(listener) = self.listeners.get(listener)
-        {
+        if let Some(listener) = self.listeners.get(listener) {
             entry.transport = self.new_transport(listener.info.address);
         }
         let key = self.insert(entry);

@@ -137,7 +137,13 @@ impl Worker {
         }
         let restored = restored.and_then(|entry| {
             // An entry that is dropped takes what was restored of its upstreams along.
-            if self.expects_upstreams(upstreams.len()) { Ok(entry) } else { Err("upstreams") }
+            if !self.expects_upstreams(upstreams.len()) {
+                Err("upstreams")
+            } else if entry.awaits_handshake() && self.tls.is_none() {
+                Err("tls-off") // nobody here could answer
+            } else {
+                Ok(entry)
+            }
         });
         let channel = &mut self.channels[index];
         channel.recycle(bytes);

@@ -24,7 +24,8 @@ const ACTIVE_MS: u64 = 1_000;
 /// Least time between two progress messages.
 const PROGRESS_MS: u64 = 50;
 
-/// How long a connection in a TLS handshake is waited for.
+/// How long a connection in a TLS handshake is waited for, from the last bytes that came or went: who has been
+/// silent for longer than that delays nobody.
 const HANDSHAKE_PATIENCE_MS: u64 = 1_000;
 
 /// Messages pushed to connections that are just moving.
@@ -197,7 +198,7 @@ impl Worker {
             if !job.freezing.is_empty() {
                 at(self.now_ms + 1);
             }
-            if let Some(&(_, until_ms)) = job.shaking_hands.first() {
+            if let Some(until_ms) = job.shaking_hands.iter().map(|&(_, until_ms)| until_ms).min() {
                 at(until_ms.max(self.now_ms + 1));
             }
             if !job.reported {
@@ -365,7 +366,7 @@ impl Worker {
             if entry.transport.is_shaking_hands() {
                 // It moves when that is over.
                 job.waiting.pop();
-                job.shaking_hands.push((key, self.now_ms + HANDSHAKE_PATIENCE_MS));
+                job.shaking_hands.push((key, entry.active_ms + HANDSHAKE_PATIENCE_MS));
                 continue;
             }
             let wanted = record::estimate(entry);

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroize;
 
-use crate::conn::{self, Connection, Environment, Slot, TAG_TLS, TAG_TLS_INCOMING, Transport};
+use crate::conn::{
+    self, Connection, Environment, Slot, TAG_TLS, TAG_TLS_HELLO, TAG_TLS_INCOMING, Transport,
+};
 use crate::proto::tls::TlsHead;
 use crate::service::{Busy, ParkId, SavedSession, Service, Session};
 use crate::state::json::{JsonCodec, Parts, head_from_json, head_to_json};
@@ -43,7 +45,7 @@ const TAG_STREAM_SESSION: u16 = 20;
 /// The tickets of HTTP/2's sessions (tail only); optional.
 const TAG_STREAM_TICKETS: u16 = 43;
 
-const KNOWN_SECTIONS: [u16; 16] = {
+const KNOWN_SECTIONS: [u16; 17] = {
     let [a, b, c, d, e, f, g, h] = conn::KNOWN_SECTIONS;
     [
         a,
@@ -56,6 +58,7 @@ const KNOWN_SECTIONS: [u16; 16] = {
         h,
         TAG_TLS,
         TAG_TLS_INCOMING,
+        TAG_TLS_HELLO,
         TAG_ENTRY,
         TAG_UNSENT,
         TAG_SESSION,
@@ -363,6 +366,11 @@ impl Restored {
     /// True if its record has secrets in it.
     pub fn is_secret(&self) -> bool {
         self.0.transport.is_secret()
+    }
+
+    /// True if a handshake has still to begin on it.
+    pub fn awaits_handshake(&self) -> bool {
+        self.0.transport.awaits_handshake()
     }
 
     /// What [`save`] writes of it.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use crate::config::TlsConfig;
 use crate::conn::{Environment, Progress, ReceiveEnd, Transport};
 use crate::credentials::{Credentials, TicketRing};
-use crate::proto::tls::{End, Error, Server, Step, TicketKey, Tickets};
+use crate::proto::tls::{End, Error, Handshake, Hello, Server, Step, TicketKey, Tickets};
 use crate::sys;
 
 use super::Worker;
@@ -71,12 +71,8 @@ fn write_down_nonces() {
 impl Worker {
     /// What lies on a connection that was just accepted at an address.
     pub(super) fn new_transport(&self, address: std::net::SocketAddr) -> Transport {
-        match (&self.tls, &self.configure.config.tls) {
-            (Some(tls), Some(config)) if config.speaks_tls(address) => match tls.server.handshake()
-            {
-                Some(handshake) => Transport::Handshake(handshake),
-                None => Transport::Failed,
-            },
+        match &self.configure.config.tls {
+            Some(config) if config.speaks_tls(address) => Transport::Hello(Hello::default()),
             _ => Transport::Plain,
         }
     }
@@ -91,28 +87,47 @@ impl Worker {
             return entry.transport.keep(bytes);
         }
         match std::mem::replace(&mut entry.transport, Transport::Failed) {
-            Transport::Handshake(handshake) => {
-                let mut wire = self.buffers.take();
-                match handshake.handle_input(bytes, &mut wire) {
-                    Step::GoesOn(handshake) => {
-                        self.entries[key].transport = Transport::Handshake(handshake);
-                        self.queue_wire(key, wire);
-                        self.settle(key);
-                    }
-                    Step::Done(tls) => {
-                        self.entries[key].transport = Transport::Tls(tls);
-                        self.queue_wire(key, wire);
-                        self.on_hands_shaken(key);
-                    }
-                    Step::Failed(error) => {
-                        self.queue_wire(key, wire);
-                        self.fail_transport(key, &error);
-                    }
-                }
-            }
+            Transport::Hello(hello) => self.hear_hello(key, hello, bytes),
+            Transport::Handshake(handshake) => self.shake_hands(key, handshake, bytes),
             transport => {
                 entry.transport = transport;
                 self.open_records(key, bytes);
+            }
+        }
+    }
+
+    /// A handshake begins with the whole first message: what has been answered cannot move.
+    fn hear_hello(&mut self, key: usize, mut hello: Hello, bytes: &[u8]) {
+        hello.keep(bytes);
+        if !hello.is_due() {
+            self.entries[key].transport = Transport::Hello(hello);
+            return self.settle(key);
+        }
+        match self.tls.as_ref().and_then(|tls| tls.server.handshake()) {
+            Some(handshake) => self.shake_hands(key, handshake, hello.bytes()),
+            None => {
+                let error = Error::Handshake("there are no certificates for it".to_owned());
+                self.fail_transport(key, &error);
+            }
+        }
+    }
+
+    fn shake_hands(&mut self, key: usize, handshake: Box<Handshake>, bytes: &[u8]) {
+        let mut wire = self.buffers.take();
+        match handshake.handle_input(bytes, &mut wire) {
+            Step::GoesOn(handshake) => {
+                self.entries[key].transport = Transport::Handshake(handshake);
+                self.queue_wire(key, wire);
+                self.settle(key);
+            }
+            Step::Done(tls) => {
+                self.entries[key].transport = Transport::Tls(tls);
+                self.queue_wire(key, wire);
+                self.on_hands_shaken(key);
+            }
+            Step::Failed(error) => {
+                self.queue_wire(key, wire);
+                self.fail_transport(key, &error);
             }
         }
     }

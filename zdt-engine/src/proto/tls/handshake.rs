@@ -24,7 +24,7 @@ use super::{About, Protocol, Tls};
 
 /// Most bytes that a client may send before its handshake is over: chains of certificates are long,
 /// but not endless.
-const MAX_HANDSHAKE_BYTES: usize = 128 << 10;
+pub(super) const MAX_HANDSHAKE_BYTES: usize = 128 << 10;
 
 /// What rustls shows while it is called.
 #[derive(Default)]

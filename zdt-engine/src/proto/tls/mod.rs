@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `suite`, `keys` | versions, cipher suites; secrets, and the keys made from them |
 //! | `record` | one direction: opens and seals records in place |
+//! | `hello` | what has come before anything is answered: bytes, which can move |
 //! | `handshake` | rustls, one record at a time, and the proof that secrets and keys belong together |
 //! | `server` | certificates by name, client certificates, what a handshake needs |
 //! | `tickets` | session tickets under keys that all workers share |
@@ -20,6 +21,7 @@
 
 mod error;
 mod handshake;
+mod hello;
 mod keys;
 #[cfg(any(test, feature = "fault-points"))]
 pub mod nonces;
@@ -37,6 +39,7 @@ use std::rc::Rc;
 
 pub use error::Error;
 pub use handshake::{Handshake, Step};
+pub use hello::Hello;
 pub use persist::{RestoreError, TlsHead, TlsState};
 pub use record::MAX_RECORD_BYTES;
 pub use server::{CertificateAndKey, ClientCertificates, Server, ServerError, ServerOptions};

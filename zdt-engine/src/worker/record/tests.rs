@@ -10,6 +10,7 @@ use crate::config::WorkerConfig;
 use crate::conn::Event;
 use crate::proto::hpack::Fields;
 use crate::proto::http2::PREFACE;
+use crate::proto::tls::Hello;
 use crate::proto::websocket::MessageKind;
 use crate::proto::{BodyLength, Input};
 use crate::service::demo::Demo;
@@ -160,6 +161,12 @@ impl Scene {
         self
     }
 
+    /// TLS is expected, and so much of a ClientHello has come.
+    fn before_tls(mut self, hello: &[u8]) -> Self {
+        self.entry.transport = Transport::Hello(Hello::restore(hello).expect("it is short"));
+        self
+    }
+
     fn save(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         save(&self.entry, 2, NOW_MS, &mut bytes).expect("it can be saved");
@@ -251,4 +258,15 @@ fn a_connection_in_the_middle_of_data() {
 fn connections_that_have_hardly_begun() {
     check("http2-half-preface.bin", &Scene::new(&PREFACE[..11]), &[1, 2, 3, 16]);
     check("http2-preface.bin", &Scene::new(PREFACE), &[1, 5, 16]);
+}
+
+/// In the middle of a ClientHello; and behind a proxy whose header, too, is only half there.
+#[test]
+fn connections_whose_handshake_has_not_begun() {
+    let half = Scene::new(b"").before_tls(b"\x16\x03\x01\x00\xf1\x01\x00\x00\xed\x03\x03half");
+    check("tls-hello.bin", &half, &[48, 1, 3, 16]);
+    let mut proxied = Scene::new(b"").before_tls(b"");
+    let bytes = b"PROXY TCP4 192.0.2.".to_vec();
+    proxied.entry.preface = Some(Box::new(Preface { bytes, deadline_ms: NOW_MS + 700 }));
+    check("tls-hello-proxied.bin", &proxied, &[48, 1, 3, 16, 40]);
 }

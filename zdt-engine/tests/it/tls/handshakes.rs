@@ -43,28 +43,109 @@ fn a_handshake_in_progress_moves_when_it_is_over() {
     authority.check_nonces();
 }
 
+/// Whoever has not been answered moves with what it has said so far, and shakes hands in green; also where the message
+/// comes in several records.
+#[test]
+fn who_has_not_been_answered_moves() {
+    let authority = Authority::new();
+    let mut options = options(&authority);
+    options.config.limits.header_timeout_ms = 120_000;
+    let mut blue = TestWorker::spawn_with(1, &options);
+    let address = blue.listen();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let mut clients = Vec::new();
+    let mut sent = 0;
+    for (version, fragment, step) in [
+        (&rustls::version::TLS13, None, 1),
+        (&rustls::version::TLS12, None, 7),
+        (&rustls::version::TLS13, Some(64), 7),
+    ] {
+        let mut config = authority.client_config(version);
+        config.max_fragment_size = fragment;
+        let config = std::sync::Arc::new(config);
+        for cut in (0..).step_by(step) {
+            let mut connection =
+                rustls::ClientConnection::new(config.clone(), name.clone()).unwrap();
+            let mut hello = Vec::new();
+            while connection.wants_write() {
+                connection.write_tls(&mut hello).expect("ClientHello");
+            }
+            if cut >= hello.len() {
+                break;
+            }
+            let mut socket = client::connect(address);
+            socket.write_all(&hello[..cut]).expect("write");
+            sent += cut as u64;
+            clients.push((connection, socket, hello.split_off(cut)));
+        }
+    }
+    let count = clients.len() as u64;
+    eventually("blue has it all", || {
+        let status = blue.status();
+        (status.bytes_received, status.connections) == (sent, count)
+    });
+    assert_eq!(blue.status().by_transport.get("tls-hello"), Some(&count));
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &options));
+    let report = pair.hand_off();
+    assert_eq!((report.moved, report.staying.len()), (count, 0), "{report:?}");
+    for (mut connection, mut socket, rest) in clients {
+        let left = rest.len();
+        socket.write_all(&rest).expect("the rest of the ClientHello");
+        connection.complete_io(&mut socket).unwrap_or_else(|error| panic!("{left} left: {error}"));
+        let mut stream = rustls::StreamOwned::new(connection, socket);
+        stream.write_all(b"GET /id?id=x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        assert!(answer.ends_with('x'), "{left} left: {answer}");
+    }
+    let status = pair.green.status();
+    assert_eq!((status.requests, status.tls_handshakes), (count, count));
+    authority.check_nonces();
+}
+
 /// Whoever takes longer than blue has patience stays there, with a reason, and is served.
 #[test]
 fn a_slow_handshake_stays_and_is_served() {
     let authority = Authority::new();
     let mut blue = TestWorker::spawn_with(1, &options(&authority));
     let address = blue.listen();
+    let config = authority.client_config(&rustls::version::TLS12);
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let mut connection = rustls::ClientConnection::new(config.into(), name).unwrap();
     let mut socket = client::connect(address);
-    eventually("blue has it", || blue.status().connections == 1);
+    connection.write_tls(&mut socket).expect("ClientHello");
+    eventually("it is answered", || blue.status().by_transport.get("tls-handshake") == Some(&1));
     let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &options(&authority)));
     let report = pair.hand_off();
     assert_eq!(report.staying.get("tls-handshake"), Some(&1), "{report:?}");
     assert_eq!(pair.blue.status().draining.get("tls-handshake"), Some(&1));
     pair.blue.commit(pair.reload, Some(20_000));
-    let config = authority.client_config(&rustls::version::TLS12);
-    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-    let mut connection = rustls::ClientConnection::new(config.into(), name).unwrap();
     connection.complete_io(&mut socket).expect("handshake");
     let mut stream = rustls::StreamOwned::new(connection, socket);
     stream.write_all(b"GET /id?id=late HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("read");
     assert!(answer.ends_with("late") && answer.contains("close"), "{answer}");
+}
+
+/// A generation without TLS has nobody who could shake hands: blue keeps what has not begun.
+#[test]
+fn a_generation_without_tls_refuses_what_has_not_begun() {
+    let authority = Authority::new();
+    let mut blue = TestWorker::spawn_with(1, &options(&authority));
+    let address = blue.listen();
+    let mut socket = client::connect(address);
+    eventually("blue has it", || blue.status().connections == 1);
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &Options::default()));
+    let report = pair.hand_off();
+    assert_eq!(report.staying.get("refused"), Some(&1), "{report:?}");
+    let incoming = pair.green.commit(pair.reload, None);
+    assert_eq!(incoming.refused.get("tls-off"), Some(&1), "{incoming:?}");
+    let config = authority.client_config(&rustls::version::TLS13);
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let mut connection = rustls::ClientConnection::new(config.into(), name).unwrap();
+    connection.complete_io(&mut socket).expect("handshake");
+    assert_eq!(pair.blue.status().tls_handshakes, 1);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use rustls::HandshakeKind;
 use serde_json::Value;
 
 use crate::lab::client;
+use crate::lab::eventually;
 use crate::lab::secure::{self, Authority, Stream};
 use crate::supervisor::engine::{Engine, Options};
 
@@ -196,4 +197,30 @@ fn the_command_line_and_the_file_are_checked() {
     };
     assert_eq!(doctor("server.pem")["level"], "ok");
     assert_eq!(doctor("server.key")["level"], "error");
+}
+
+/// Clients that never say a word, or not all of their first one, cost a reload no time and leave nothing behind.
+#[test]
+fn a_thousand_silent_clients_move() {
+    let authority = Authority::new();
+    let config = format!("{}\n[limits]\nheader_timeout_ms = 120000\n", authority.config());
+    let engine = Engine::start(Options::config(&config));
+    let clients: Vec<_> = (0..1_000)
+        .map(|number| {
+            let mut stream = client::connect(engine.address());
+            stream
+                .write_all(&b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03"[..number % 11])
+                .expect("write");
+            stream
+        })
+        .collect();
+    eventually("all are there", || engine.status()["active_connections"] == clients.len());
+    for _ in 0..3 {
+        let verdict = engine.reload_well();
+        assert_eq!(verdict["migrated_connections"], clients.len(), "{verdict}");
+        assert_eq!(verdict["drained_connections"], 0, "{verdict}");
+        eventually("one generation is left", || {
+            engine.status()["generations"].as_array().map(Vec::len) == Some(1)
+        });
+    }
 }
