@@ -37,5 +37,5 @@ fuzz_target!(|data: &[u8]| {
             }
         }
     }
-    let _ = client.on_receive_end();
+    let _ = client.on_receive_end(false);
 });

@@ -168,6 +168,8 @@ impl Core {
             input_held: is_stream_tunnel,
             is_replay: false,
             attempts: 0,
+            met_stale: false,
+            failed_at: None,
             priority,
             active_ms: self.now_ms,
             held_ms: 0,
@@ -226,7 +228,14 @@ impl Core {
         exchange.active_ms = self.now_ms;
         match (exchange.stage, exchange.framing) {
             (Stage::Failed, _) => return,
-            (Stage::Tunnel | Stage::Reconnecting, _) => {
+            (Stage::Reconnecting, _) => {
+                // The next application might take it for another request, until it has agreed.
+                if let Some(tunnel) = &mut exchange.tunnel {
+                    tunnel.early.extend_from_slice(bytes);
+                }
+                return;
+            }
+            (Stage::Tunnel, _) => {
                 if let Some(tunnel) = &mut exchange.tunnel {
                     tunnel.unanswered |= tunnel.up.feed(bytes);
                 }
@@ -366,6 +375,7 @@ impl Core {
         if is_reusable {
             link.since_ms = self.now_ms;
             link.paused = false;
+            link.is_reused = true;
             upstream.idle.push(index);
             self.todo.push_back(Todo::Receive(index));
         } else {

@@ -77,6 +77,8 @@ pub struct Link {
     /// Our direction is shut.
     pub send_is_shut: bool,
     pub since_ms: u64,
+    /// It has answered a request, or may have: whoever made it was another worker.
+    pub is_reused: bool,
     /// A `Todo::Send` is on its way.
     pub send_due: bool,
 }
@@ -136,6 +138,10 @@ pub struct Exchange {
     /// It came out of the queue.
     pub is_replay: bool,
     pub attempts: u8,
+    /// It has met the end of a kept connection: it goes over a new one.
+    pub met_stale: bool,
+    /// The upstream that failed it last: another one is asked if there is one.
+    pub failed_at: Option<usize>,
     pub priority: Priority,
     /// Last time that its upstream, or its body, moved.
     pub active_ms: u64,
@@ -164,6 +170,28 @@ impl Exchange {
         self.stream != 0
             && self.tunnel.is_some()
             && !matches!(self.stage, Stage::Tunnel | Stage::Reconnecting)
+    }
+
+    /// True if it may be sent to an upstream again (RFC 9110 §9.2.2): no byte of an answer has come, and it
+    /// cannot have arrived, or does no harm twice.
+    pub fn may_be_repeated(&self) -> bool {
+        !self.may_have_been_sent || (self.is_repeatable && self.is_kept)
+    }
+
+    /// A byte of the answer has come.
+    pub fn never_repeat(&mut self) {
+        self.sent = Vec::new();
+        self.is_kept = false;
+        self.may_have_been_sent = true;
+    }
+
+    /// The upstream has agreed: it gets what the client has sent too early.
+    pub fn send_early(&mut self) {
+        if let Some(tunnel) = &mut self.tunnel {
+            let early = std::mem::take(&mut tunnel.early);
+            tunnel.unanswered |= tunnel.up.feed(&early);
+            self.out.extend_from_slice(&early);
+        }
     }
 
     /// What was in the queue comes before what the client has sent meanwhile: HTTP/2's may send as much

@@ -365,7 +365,7 @@ impl Worker {
         let Some(exchange) = link.exchange else { return core.close(index) };
         let answer_bytes_came = !link.pending.is_empty();
         let is_reset = link.reset;
-        let ended = link.machine.on_receive_end();
+        let ended = link.machine.on_receive_end(is_reset);
         let known = &mut core.exchanges[exchange];
         let serial = known.serial;
         if known.stage == Stage::Tunnel {
@@ -386,8 +386,7 @@ impl Worker {
             }
             Ok(false) | Err(_) => {
                 if answer_bytes_came {
-                    known.is_kept = false; // never again after a byte of the answer
-                    known.may_have_been_sent = true;
+                    known.never_repeat();
                 }
                 let why = match (errno, known.stage) {
                     (Some(errno), _) if !known.is_answered => described(errno),
@@ -402,8 +401,7 @@ impl Worker {
     /// A link whose upstream broke the rules: its request is not sent again.
     fn fail_link(&mut self, core: &mut Core, index: usize, why: String) {
         if let Some(exchange) = core.links[index].exchange {
-            core.exchanges[exchange].is_kept = false;
-            core.exchanges[exchange].may_have_been_sent = true;
+            core.exchanges[exchange].never_repeat();
         }
         self.fail_link_with(core, index, why);
     }

@@ -55,6 +55,7 @@ impl Core {
             match self.links[link].machine.next_event(input, &ClientLimits::default()) {
                 Ok(None) => return Passed::More,
                 Ok(Some(ClientEvent::Interim(response))) => {
+                    self.exchanges[index].never_repeat();
                     // The client has had its 100 from the gateway.
                     if response.status != 100 && self.exchanges[index].stage == Stage::Sent {
                         let Some(fields) = head::response_fields(&response) else { continue };
@@ -137,8 +138,10 @@ impl Core {
             let opening = exchange.tunnel.as_ref().map_or(&[][..], |tunnel| &tunnel.head);
             agreement::check(opening, response)?;
             exchange.stage = Stage::Tunnel;
+            exchange.send_early();
             self.status.reconnected += 1;
             self.hold_input(index, false);
+            self.send_later(index);
             self.end_replay(index);
             return Ok(());
         }
@@ -146,11 +149,7 @@ impl Core {
         if response.status == 101 {
             exchange.stage = Stage::Tunnel;
             exchange.is_answered = true;
-            if let Some(tunnel) = &mut exchange.tunnel {
-                let early = std::mem::take(&mut tunnel.early);
-                tunnel.unanswered |= tunnel.up.feed(&early);
-                exchange.out.extend_from_slice(&early);
-            }
+            exchange.send_early();
             self.status.tunnels += 1;
             let agreed = agreement::Agreed::of(response, self.options.app.websockets);
             if let Some(tunnel) = &mut exchange.tunnel {
@@ -234,10 +233,14 @@ impl Core {
                 (tunnel.up, tunnel.down) = Default::default();
                 exchange.stage = Stage::Reconnecting;
                 exchange.wants_websocket = true;
+                // To open it a second time does no harm.
+                (exchange.is_kept, exchange.may_have_been_sent) = (true, false);
+                (exchange.attempts, exchange.met_stale, exchange.failed_at) = (0, false, None);
                 let upstream = exchange.upstream.take();
                 let link = exchange.link.take();
                 if let Some(upstream) = upstream {
                     self.table.upstreams[upstream].outstanding -= 1;
+                    self.report_idle(upstream);
                 }
                 if let Some(link) = link {
                     self.links[link].exchange = None;

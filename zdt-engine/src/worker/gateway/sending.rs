@@ -8,7 +8,8 @@ use crate::config::UpstreamAddress;
 use crate::proto::http1::client::Http1Client;
 use crate::queue::Scope;
 
-/// Times that a request is sent, at most.
+/// Times that a request is sent, at most. The end of a kept connection, which its upstream may have closed before
+/// it saw the request, does not count; it can come once.
 const MAX_ATTEMPTS: u8 = 3;
 
 impl Core {
@@ -19,14 +20,15 @@ impl Core {
         let waits = !is_replay && self.queue.count(Scope::Upstream(route as u64)) > 0;
         let chosen = match waits || self.table.routes[route].held {
             true => None,
-            false => self.table.choose(route),
+            false => self.table.choose(route, self.exchanges[index].failed_at),
         };
         let Some(upstream) = chosen else { return self.hold(index) };
         self.table.upstreams[upstream].outstanding += 1;
         let exchange = &mut self.exchanges[index];
         exchange.upstream = Some(upstream);
         exchange.active_ms = self.now_ms;
-        while let Some(link) = self.table.upstreams[upstream].idle.pop() {
+        let takes_kept = !exchange.met_stale;
+        while takes_kept && let Some(link) = self.table.upstreams[upstream].idle.pop() {
             let known = &self.links[link];
             // An upstream that is about to close it may have done so.
             let is_fresh =
@@ -66,6 +68,7 @@ impl Core {
             failure: None,
             send_is_shut: false,
             since_ms: self.now_ms,
+            is_reused: false,
             send_due: false,
         });
         self.todo.push_back(Todo::Open(link));
@@ -109,7 +112,7 @@ impl Core {
             exchange.may_have_been_sent = true;
             exchange.active_ms = self.now_ms;
         }
-        let keeps = matches!(exchange.stage, Stage::Sent)
+        let keeps = matches!(exchange.stage, Stage::Sent | Stage::Reconnecting)
             && exchange.is_kept
             && exchange.sent.len() + count <= MAX_KEPT_BYTES;
         if exchange.is_kept && !keeps {
@@ -144,47 +147,56 @@ impl Core {
     pub fn on_link_failure(&mut self, index: usize, why: &str, refused: bool) {
         let link = &mut self.links[index];
         let exchange = link.exchange.take();
-        let upstream = link.upstream;
+        let (upstream, is_reused) = (link.upstream, link.is_reused);
         self.close(index);
         let known = &mut self.table.upstreams[upstream];
-        if exchange.is_none() {
+        let Some(index) = exchange else {
             if std::mem::take(&mut known.probing) {
                 known.on_failure(self.now_ms, true);
             }
             return; // an idle one
-        }
+        };
         known.outstanding -= 1;
-        known.on_failure(self.now_ms, refused);
         let url = known.url.clone();
+        let exchange = &mut self.exchanges[index];
+        exchange.link = None;
+        exchange.upstream = None;
+        exchange.failed_at = Some(upstream);
+        let is_repeated = match exchange.stage {
+            Stage::Opening => true,
+            Stage::Reconnecting if refused => true,
+            Stage::Sent | Stage::Reconnecting => exchange.may_be_repeated(),
+            _ => false,
+        };
+        if is_repeated && is_reused && !exchange.met_stale {
+            // It says nothing about the upstream, but much about its other kept connections.
+            exchange.met_stale = true;
+            for link in std::mem::take(&mut known.idle) {
+                self.close(link);
+            }
+        } else {
+            known.on_failure(self.now_ms, refused);
+            exchange.attempts += u8::from(!refused);
+        }
+        self.report_idle(upstream);
         if refused {
             self.status.upstream_failures += 1;
         }
-        let Some(exchange) = exchange else { return };
-        let known = &mut self.exchanges[exchange];
-        known.link = None;
-        known.upstream = None;
-        match known.stage {
-            Stage::Opening => {
-                let is_replay = known.is_replay;
-                self.dispatch(exchange, is_replay);
-            }
-            Stage::Sent if !known.may_have_been_sent || (known.is_repeatable && known.is_kept) => {
-                let sent = std::mem::take(&mut known.sent);
-                if !sent.is_empty() {
-                    let rest = std::mem::replace(&mut known.out, sent);
-                    known.out.extend_from_slice(&rest);
-                }
-                known.attempts += 1;
-                if known.attempts >= MAX_ATTEMPTS {
-                    return self.fail(exchange, 502, &format!("the upstream {url} {why}, again"));
-                }
-                self.status.retries += 1;
-                let is_replay = known.is_replay;
-                self.dispatch(exchange, is_replay);
-            }
-            Stage::Reconnecting => self.dispatch(exchange, true),
-            _ => self.fail(exchange, 502, &format!("the upstream {url} {why}")),
+        let exchange = &mut self.exchanges[index];
+        if !is_repeated {
+            return self.fail(index, 502, &format!("the upstream {url} {why}"));
         }
+        if exchange.attempts >= MAX_ATTEMPTS {
+            return self.fail(index, 502, &format!("the upstream {url} {why}, again"));
+        }
+        let sent = std::mem::take(&mut exchange.sent);
+        if !sent.is_empty() {
+            let rest = std::mem::replace(&mut exchange.out, sent);
+            exchange.out.extend_from_slice(&rest);
+        }
+        let is_replay = exchange.is_replay || exchange.stage == Stage::Reconnecting;
+        self.status.retries += u64::from(!refused);
+        self.dispatch(index, is_replay);
     }
 
     /// The client is told, if that is possible, and its exchange is over.

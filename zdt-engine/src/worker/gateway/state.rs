@@ -278,6 +278,8 @@ impl Core {
             input_held: false,
             is_replay: false,
             attempts: head.attempts,
+            met_stale: false,
+            failed_at: None,
             priority: Priority::new(u64::from(head.priority)),
             active_ms: self.now_ms,
             held_ms: head.held_ms,
@@ -313,6 +315,7 @@ impl Core {
                 failure: None,
                 send_is_shut: has(SEND_IS_SHUT),
                 since_ms: self.now_ms,
+                is_reused: true,
                 send_due: false,
             });
             self.exchanges[index].link = Some(link);

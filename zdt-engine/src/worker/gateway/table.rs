@@ -178,15 +178,15 @@ impl Table {
             .map(|(_, index)| index)
     }
 
-    /// The upstream of a route that has the least to do, if any can be used.
-    pub fn choose(&mut self, route: usize) -> Option<usize> {
+    /// The upstream of a route that has the least to do, if any can be used; `but` only if it is the only one.
+    pub fn choose(&mut self, route: usize, but: Option<usize>) -> Option<usize> {
         let route = &self.routes[route];
         self.turn = self.turn.wrapping_add(1);
         let count = route.upstreams.len();
         (0..count)
             .map(|offset| route.upstreams[(self.turn + offset) % count])
             .filter(|&index| self.upstreams[index].is_usable())
-            .min_by_key(|&index| self.upstreams[index].outstanding)
+            .min_by_key(|&index| (but == Some(index), self.upstreams[index].outstanding))
     }
 
     /// True if requests of this route can be sent.
@@ -270,18 +270,18 @@ mod tests {
     fn the_least_loaded_upstream_that_works_is_chosen() {
         let mut table = Table::default();
         table.apply(&[route("default", "", "/", &[1, 2])]);
-        let first = table.choose(0).unwrap();
+        let first = table.choose(0, None).unwrap();
         table.upstreams[first].outstanding += 1;
-        let second = table.choose(0).unwrap();
+        let second = table.choose(0, None).unwrap();
         assert_ne!(first, second);
         table.upstreams[second].on_failure(0, true);
-        assert_eq!(table.choose(0), Some(first));
+        assert_eq!(table.choose(0, None), Some(first));
         table.upstreams[first].on_failure(0, false);
-        assert_eq!(table.choose(0), Some(first), "one failure is not the end");
+        assert_eq!(table.choose(0, None), Some(first), "one failure is not the end");
         for _ in 0..MAX_FAILURES {
             table.upstreams[first].on_failure(0, false);
         }
-        assert!(table.choose(0).is_none() && !table.is_open(0));
+        assert!(table.choose(0, None).is_none() && !table.is_open(0));
         let wants_probe =
             |table: &Table, now_ms, awaited| table.upstreams[first].wants_probe(now_ms, awaited);
         assert!(!wants_probe(&table, 0, true) && wants_probe(&table, DOWN_MS, true));

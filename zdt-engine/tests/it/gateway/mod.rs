@@ -6,6 +6,7 @@ mod http2;
 mod kills;
 mod moving;
 mod proxy;
+mod retry;
 mod smuggling;
 mod swap;
 mod switching;

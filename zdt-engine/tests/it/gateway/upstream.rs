@@ -215,6 +215,10 @@ fn answer(
             raw("HTTP/1.1 200 OK\r\nContent-Le")?;
             return None;
         }
+        "/die/interim" => {
+            raw("HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")?;
+            return None;
+        }
         "/die/body" => {
             raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nten bytes.")?;
             return None;

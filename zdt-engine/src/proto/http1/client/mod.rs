@@ -336,17 +336,20 @@ impl Http1Client {
         Ok(ClientEvent::Response(response))
     }
 
-    /// The server has closed its direction. True if that ends a body as it should.
+    /// The server has closed its direction, or has reset the connection (`is_reset`). True if that ends a body
+    /// as it should.
     ///
     /// # Errors
     /// `CutOff` if a response was expected or not complete.
-    pub fn on_receive_end(&mut self) -> Result<bool, ClientError> {
+    pub fn on_receive_end(&mut self, is_reset: bool) -> Result<bool, ClientError> {
         let stage = std::mem::replace(&mut self.stage, Stage::Closed);
         self.keep_alive = false;
         match stage {
             Stage::Idle | Stage::Closed => Ok(false),
-            Stage::UntilClose | Stage::End => Ok(true),
-            Stage::Head { .. } | Stage::Sized { .. } | Stage::Chunked(_) => {
+            Stage::End => Ok(true),
+            // Nothing says that it is whole but the order in which it ends (RFC 9112 §8).
+            Stage::UntilClose if !is_reset => Ok(true),
+            Stage::UntilClose | Stage::Head { .. } | Stage::Sized { .. } | Stage::Chunked(_) => {
                 Err(ClientError::CutOff)
             }
         }

@@ -53,7 +53,7 @@ fn drive(is_head: bool, upgrade: bool, pieces: &[&[u8]], end: bool) -> Seen {
         pending.drain(..total - left);
     }
     if end {
-        match client.on_receive_end() {
+        match client.on_receive_end(false) {
             Ok(complete) => seen.ended |= complete,
             Err(error) => seen.error = Some(error),
         }
@@ -182,5 +182,17 @@ proptest! {
         if let Ok(client) = Http1Client::restore(&head) {
             prop_assert_eq!(Http1Client::restore(&client.save()), Ok(client));
         }
+    }
+}
+
+#[test]
+fn a_body_without_a_length_is_whole_only_if_it_ends_in_order() {
+    for (is_reset, expected) in [(false, Ok(true)), (true, Err(ClientError::CutOff))] {
+        let mut client = Http1Client::new();
+        client.begin(false, false);
+        let mut bytes = b"HTTP/1.0 200 OK\r\n\r\nsome".to_vec();
+        let mut input = Input::new(&mut bytes);
+        while let Ok(Some(_)) = client.next_event(&mut input, &ClientLimits::default()) {}
+        assert_eq!(client.on_receive_end(is_reset), expected);
     }
 }
