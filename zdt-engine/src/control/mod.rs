@@ -213,6 +213,10 @@ pub enum ToWorker {
     Routes {
         /// They replace what was said before.
         routes: Vec<RouteTarget>,
+        /// URLs of upstreams that have been replaced: the worker says [`FromWorker::UpstreamIdle`] of each as
+        /// soon as it has nothing of it, also if it has never heard of it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        leaving: Vec<String>,
     },
     /// Gateway: answer what is held with 503; of that route, or of all.
     FlushQueue {

@@ -230,7 +230,9 @@ impl Core {
             self.save_if_dirty().await;
             self.gateway_written();
             if let Some(result) = self.finished.take() {
-                self.gateway.swaps.end_all(EXIT_GRACE).await;
+                while !self.gateway.swaps.end_all(EXIT_GRACE) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 self.leave_nothing();
                 if let Some(predecessor) = self.predecessor.take() {
                     predecessor.dismiss().await;

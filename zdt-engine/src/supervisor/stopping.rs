@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::WorkerId;
-use super::core::Core;
+use super::core::{Core, EXIT_GRACE};
 use super::reload::{Event, Outcome};
 use super::workers::generations::WorkerPhase;
 use crate::control::ToWorker;
@@ -23,15 +23,18 @@ pub(super) enum Stopping {
     },
     /// A reload is past its flip, and ends first.
     AfterReload,
-    /// Workers were told to drain, or to exit.
-    Ending,
+    /// Workers were told to drain, or to exit; then applications are.
+    Ending {
+        /// How long those have for it.
+        application: Duration,
+    },
 }
 
 impl Stopping {
     pub fn deadline(&self) -> Option<Instant> {
         match self {
             Stopping::Announced { until } => Some(*until),
-            Stopping::AfterReload | Stopping::Ending => None,
+            Stopping::AfterReload | Stopping::Ending { .. } => None,
         }
     }
 }
@@ -66,7 +69,21 @@ impl Core {
                 }
             }
             Some(Stopping::AfterReload) if self.reload.is_none() => self.begin_drain(),
-            _ => {}
+            _ => self.end_if_nothing_is_left(),
+        }
+    }
+
+    /// No worker is left: the applications behind them follow, and then the supervisor.
+    fn end_if_nothing_is_left(&mut self) {
+        let Some(Stopping::Ending { application }) = self.stopping else { return };
+        if !self.workers.is_empty() || self.finished.is_some() {
+            return;
+        }
+        // Whoever finds them when this process is killed ends them.
+        self.dirty |= self.gateway.swaps.current.is_some();
+        if self.gateway.swaps.end_all(application) {
+            tracing::info!("stopped");
+            self.finished = Some(Ok(()));
         }
     }
 
@@ -77,7 +94,9 @@ impl Core {
     }
 
     fn begin_drain(&mut self) {
-        self.stopping = Some(Stopping::Ending);
+        let stop_ms =
+            self.gateway_config().map_or(0, |gateway| gateway.options.app.stop_timeout_ms);
+        self.stopping = Some(Stopping::Ending { application: Duration::from_millis(stop_ms) });
         // The duplicates here would keep the sockets open, and clients in queues that nobody reads.
         self.listeners.clear();
         let timeout_ms = self.settings.drain_timeout_ms;
@@ -97,7 +116,7 @@ impl Core {
     }
 
     fn stop_now(&mut self) {
-        self.stopping = Some(Stopping::Ending);
+        self.stopping = Some(Stopping::Ending { application: EXIT_GRACE });
         self.respawns.clear();
         if let Some(reload) = self.reload.take() {
             tracing::warn!(reload = reload.machine.id(), "the reload is cut short by the stop");
@@ -120,11 +139,10 @@ impl Core {
 
     /// After each end of a worker: perhaps that was what something waited for.
     pub fn on_worker_gone(&mut self) {
-        if self.stopping == Some(Stopping::Ending) && self.workers.is_empty() {
-            tracing::info!("stopped");
-            self.finished = Some(Ok(()));
-        } else if self.stopping.is_none() {
+        self.end_if_nothing_is_left();
+        if self.stopping.is_none() {
             self.start_queued();
         }
+        self.let_idle_upstreams_go();
     }
 }

@@ -229,7 +229,9 @@ impl Worker {
             ToWorker::Drain { timeout_ms } => self.begin_drain(timeout_ms, true),
             ToWorker::Revive => self.end_drain(),
             ToWorker::Rehearse { request } => self.begin_rehearsal(request),
-            ToWorker::Routes { routes } => self.with_gateway(|core| core.apply(&routes)),
+            ToWorker::Routes { routes, leaving } => {
+                self.with_gateway(|core| core.apply(&routes, &leaving));
+            }
             ToWorker::FlushQueue { route } => {
                 self.with_gateway(|core| core.flush(route.as_deref()));
             }

@@ -200,8 +200,17 @@ impl Core {
                 is_gateway.then(|| (id, self.gateway.in_force(&config.gateway.routes)))
             })
             .collect();
+        let leaving: Vec<String> = self.gateway.swaps.busy().cloned().collect();
         for (worker, routes) in workers {
-            self.send(worker, &ToWorker::Routes { routes });
+            self.send(worker, &ToWorker::Routes { routes, leaving: leaving.clone() });
+        }
+    }
+
+    /// Connections may have moved, or a worker has begun: what was said of replaced upstreams is asked again.
+    pub fn ask_what_is_left(&mut self) {
+        self.gateway.idle.clear();
+        if self.gateway.swaps.busy().next().is_some() {
+            self.broadcast_routes();
         }
     }
 
@@ -346,14 +355,31 @@ impl Core {
         });
     }
 
-    /// A worker has nothing left of an upstream. The old application may go when none has.
+    /// A worker has nothing left of an upstream.
     pub fn on_worker_upstream_idle(&mut self, worker: WorkerId, url: &str) {
-        let idle = self.gateway.idle.entry(url.to_owned()).or_default();
-        idle.insert(worker);
-        let all = self.workers.iter().filter(|(_, one)| one.hello.is_some());
-        if all.into_iter().all(|(id, _)| idle.contains(id)) {
-            self.gateway.idle.remove(url);
-            self.on_upstream_idle(url);
+        self.gateway.idle.entry(url.to_owned()).or_default().insert(worker);
+        self.let_idle_upstreams_go();
+    }
+
+    /// The old application may go when no worker has anything left of it. While connections move from worker to
+    /// worker, nobody can tell: after a reload they are asked again.
+    pub fn let_idle_upstreams_go(&mut self) {
+        if self.reload.is_some() {
+            return;
+        }
+        let workers: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.hello.is_some())
+            .map(|(&id, _)| id)
+            .collect();
+        let idle = std::mem::take(&mut self.gateway.idle);
+        for (url, by) in idle {
+            if workers.iter().all(|id| by.contains(id)) {
+                self.on_upstream_idle(&url);
+            } else {
+                self.gateway.idle.insert(url, by);
+            }
         }
     }
 
@@ -380,11 +406,12 @@ impl Core {
         let replaced = store::Replaced { instead_of: configured, upstreams: targets };
         self.gateway.replaced.insert(route.to_owned(), replaced);
         self.gateway_changed();
-        before
-            .into_iter()
-            .flat_map(|route| route.upstreams)
-            .map(|one| one.url)
-            .filter(|url| !stay.contains(url))
-            .collect()
+        let before = before.into_iter().flat_map(|route| route.upstreams).map(|one| one.url);
+        let left: Vec<String> = before.filter(|url| !stay.contains(url)).collect();
+        for url in &left {
+            // What was said of it is from an earlier time.
+            self.gateway.idle.remove(url);
+        }
+        left
     }
 }

@@ -93,6 +93,20 @@ impl Ending {
         self
     }
 
+    /// It ends now, and by then at the latest.
+    fn end_by(&mut self, now: Instant, kill_at: Instant) {
+        let Some(application) = &self.application else { return };
+        self.leave_at = None;
+        if !std::mem::replace(&mut self.termed, true) {
+            application.signal(Signal::SIGTERM);
+            self.kill_at = kill_at;
+        }
+        self.kill_at = self.kill_at.min(kill_at);
+        if now >= self.kill_at {
+            application.signal(Signal::SIGKILL);
+        }
+    }
+
     /// One that nobody has been served by ends at once.
     pub fn unwanted(application: Application) -> Self {
         application.signal(Signal::SIGKILL);
@@ -138,26 +152,26 @@ impl Swaps {
         }
     }
 
-    /// Ends everything, for a supervisor that ends.
-    pub async fn end_all(&mut self, patience: Duration) {
-        let ending = std::mem::take(&mut self.ending);
-        let proving = std::mem::take(&mut self.proving);
-        let mut left: Vec<Application> = ending
-            .into_iter()
-            .filter_map(|ending| ending.application)
-            .chain(proving.into_iter().filter_map(|swap| swap.application))
-            .chain(self.current.take())
-            .collect();
-        left.iter().for_each(|application| application.signal(Signal::SIGTERM));
-        let mut kill_at = Instant::now() + patience;
-        while !left.is_empty() {
-            left.retain_mut(|application| application.end().is_none());
-            if Instant::now() >= kill_at {
-                left.iter().for_each(|application| application.signal(Signal::SIGKILL));
-                kill_at += patience;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    /// Upstreams that have been replaced and of which a worker may have something left.
+    pub fn busy(&self) -> impl Iterator<Item = &String> {
+        self.ending.iter().flat_map(|ending| &ending.busy)
+    }
+
+    /// Ends everything, for a supervisor that ends. To be called until it says that nothing is left.
+    pub fn end_all(&mut self, patience: Duration) -> bool {
+        let now = Instant::now();
+        let proving = std::mem::take(&mut self.proving).into_iter();
+        let left = proving.filter_map(|swap| swap.application).chain(self.current.take());
+        self.ending
+            .extend(left.map(|application| Ending::of(Vec::new(), Some(application), false, 0)));
+        self.ending.retain_mut(|ending| {
+            ending.application.as_mut().is_some_and(|application| application.end().is_none())
+        });
+        for ending in &mut self.ending {
+            ending.end_by(now, now + patience);
         }
+        self.next_look = (!self.ending.is_empty()).then(|| now + LOOK);
+        self.ending.is_empty()
     }
 }
 

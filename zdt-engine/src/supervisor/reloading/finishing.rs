@@ -88,6 +88,7 @@ impl Core {
             self.listeners.remove(id);
         }
         self.forget_listeners(&proofs);
+        self.ask_what_is_left();
         self.dirty = true;
         if let Some(anew) = anew {
             tracing::warn!("{}; its build is started anew", verdict.error.unwrap_or_default());

@@ -366,6 +366,7 @@ impl Core {
         }
         self.set_ready(slot, true);
         tracing::info!(worker = id, generation, "serves");
+        self.ask_what_is_left();
         self.bequeath(generation);
         if let (Some(reload), Some(hello)) = (&self.reload, hello)
             && reload.blue == Some(generation)

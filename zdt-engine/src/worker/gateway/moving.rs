@@ -45,6 +45,7 @@ impl Core {
         exchange.link = None;
         if let Some(upstream) = exchange.upstream.take() {
             self.table.upstreams[upstream].outstanding -= 1;
+            self.report_idle(upstream);
         }
         self.links[link].exchange = None;
         self.close(link);

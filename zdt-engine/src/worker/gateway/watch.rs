@@ -75,15 +75,16 @@ impl Core {
                 // A client that sends its body slowly, or takes the answer slowly, has time-outs of its
                 // own.
                 let upstream_owes = exchange.body_done && !link.paused || !exchange.out.is_empty();
-                matches!(exchange.stage, Stage::Sent | Stage::Responding)
+                matches!(exchange.stage, Stage::Sent | Stage::Responding | Stage::Reconnecting)
                     && upstream_owes
                     && past(exchange.active_ms, self.options.response_timeout_ms)
             }
         }
     }
 
-    /// The supervisor has changed routes, or what it knows of upstreams.
-    pub fn apply(&mut self, routes: &[RouteTarget]) {
+    /// The supervisor has changed routes, or what it knows of upstreams, and asks when nothing is left of those
+    /// that are `leaving`.
+    pub fn apply(&mut self, routes: &[RouteTarget], leaving: &[String]) {
         let retired = self.table.apply(routes);
         for route in 0..self.table.routes.len() {
             self.queue.start_upstream_buffering(route as u64);
@@ -93,6 +94,12 @@ impl Core {
                 self.close(link);
             }
             self.report_idle(upstream);
+        }
+        for url in leaving {
+            // (Those that are known were retired.)
+            if !self.table.upstreams.iter().any(|(_, upstream)| upstream.url == *url) {
+                self.todo.push_back(Todo::Idle { url: url.clone() });
+            }
         }
         self.probe();
         self.replay();

@@ -185,7 +185,7 @@ fn check(worker: &mut TestWorker, mut clients: Clients, routes: Vec<RouteTarget>
     assert_eq!(clients.speak(3), tunnels, "{what}: those that live go on living");
     let routes = routes.into_iter().map(|route| RouteTarget { held: false, ..route }).collect();
     let before = worker.status().connections as usize;
-    worker.send(&ToWorker::Routes { routes }, &[]);
+    worker.send(&ToWorker::Routes { routes, leaving: Vec::new() }, &[]);
     let (downloads, uploads, held) = clients.finish();
     assert_eq!(tunnels + downloads + uploads + held, before, "{what}: each connection is whole");
     // No upstream's socket is without its client.
@@ -245,7 +245,7 @@ fn a_stopped_green_never_makes_two_owners() {
         let routes: Vec<_> =
             routes.into_iter().map(|route| RouteTarget { held: false, ..route }).collect();
         for worker in [&pair.blue, &pair.green] {
-            worker.send(&ToWorker::Routes { routes: routes.clone() }, &[]);
+            worker.send(&ToWorker::Routes { routes: routes.clone(), leaving: Vec::new() }, &[]);
         }
         assert_eq!(clients.speak(3), EACH, "{point}");
         assert_eq!(clients.finish(), (EACH, EACH, EACH), "{point}");

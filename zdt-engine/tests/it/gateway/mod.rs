@@ -1,6 +1,7 @@
 //! The gateway: `zdt serve --service proxy` in front of upstreams that obey, misbehave, or are not
 //! there.
 
+mod ending;
 mod hold;
 mod http2;
 mod kills;
