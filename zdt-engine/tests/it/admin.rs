@@ -11,15 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::lab::programs::python;
-use crate::lab::{client, eventually};
+use crate::lab::programs::python_with;
+use crate::lab::{client, eventually, kept_address};
 use crate::supervisor::engine::{Engine, Options};
-
-/// Free a moment ago, which is the best that can be had before the supervisor binds it.
-pub fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address")
-}
 
 /// Status code and body of a request with these header lines.
 #[track_caller]
@@ -38,7 +32,7 @@ const LOCAL: &str = "Host: localhost\r\n";
 
 #[test]
 fn a_page_in_a_browser_gets_nothing() {
-    let admin = free_address();
+    let admin = kept_address();
     let _engine = Engine::start(Options::default().and("--admin", &admin.to_string()));
     assert_eq!(request(admin, "GET /healthz", LOCAL).0, 200);
     // Its own name, pointed at this machine.
@@ -57,7 +51,7 @@ fn a_token_counts_from_the_reload_that_reads_it() {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("chmod");
     };
     write("first-token-of-this-test\n");
-    let admin = free_address();
+    let admin = kept_address();
     let config = format!("admin_token_file = {:?}\n", path.to_str().expect("path"));
     let options = Options::config(&config).and("--admin", &admin.to_string());
     let engine = Engine::start(options);
@@ -106,8 +100,12 @@ fn metrics(python: &Path, admin: SocketAddr) -> BTreeMap<String, (f64, String)> 
 
 #[test]
 fn counters_never_fall_and_miss_nothing() {
-    let Some(python) = python("admin::counters_never_fall_and_miss_nothing") else { return };
-    let admin = free_address();
+    let Some(python) =
+        python_with("admin::counters_never_fall_and_miss_nothing", "prometheus_client")
+    else {
+        return;
+    };
+    let admin = kept_address();
     let config = "[respawn]\nlimit = 20\n";
     let mut options = Options::config(config).and("--admin", &admin.to_string());
     options.faults = "supervisor.before_commit@0=fail:3".to_owned();
@@ -173,7 +171,7 @@ fn messages_of(engine: &Engine) -> u64 {
 
 #[test]
 fn the_three_endpoints_have_every_field() {
-    let admin = free_address();
+    let admin = kept_address();
     let engine = Engine::start(Options::default().and("--admin", &admin.to_string()));
     let mut clients = engine.clients(5);
     engine.reload_well();

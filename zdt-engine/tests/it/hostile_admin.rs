@@ -1,19 +1,14 @@
 //! Connections to the admin endpoint that send nothing whole.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
 
-use crate::lab::client;
+use crate::lab::{client, kept_address};
 use crate::supervisor::engine::{Engine, Options};
 
 /// Half requests neither use up the supervisor's descriptors nor the endpoint for good.
 #[test]
 fn half_sent_requests_end_and_are_few_at_a_time() {
-    // Free a moment ago, which is the best that can be had before the supervisor binds it.
-    let admin: SocketAddr = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-        listener.local_addr().expect("address")
-    };
+    let admin = kept_address();
     let engine = Engine::start(Options::default().and("--admin", &admin.to_string()));
     let open = || {
         let path = format!("/proc/{}/fd", engine.pid());

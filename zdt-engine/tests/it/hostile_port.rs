@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 
+use crate::lab::kept_address;
 use crate::supervisor::engine::{Engine, Options};
 
 fn serve_elsewhere(address: SocketAddr, args: &[&str]) -> Output {
@@ -40,11 +41,9 @@ fn a_second_supervisor_on_the_same_port_is_refused() {
 /// The old workers serve on, and nobody listens where nobody accepts.
 #[test]
 fn a_reload_onto_a_port_that_is_taken_changes_nothing() {
-    let free = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let other = kept_address();
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
-    let (other, taken_address) =
-        (free.local_addr().expect("address"), taken.local_addr().expect("address"));
-    drop(free);
+    let taken_address = taken.local_addr().expect("address");
     for options in [Options::default(), Options::plain()] {
         let engine = Engine::start(options);
         let mut clients = engine.clients(3);

@@ -30,6 +30,7 @@ mod layers;
 mod library;
 mod node_clients;
 mod proxy_protocol;
+mod proxy_protocol_tls;
 mod push;
 mod soak;
 mod steering;

@@ -4,27 +4,25 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
-use crate::admin::free_address;
 use crate::lab::programs::{Guarded, have};
-use crate::lab::{client, eventually};
+use crate::lab::{client, eventually, kept_address};
 use crate::supervisor::engine::{Engine, Options};
 
 const REQUEST: &[u8] = b"GET /id?id=proxied HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 /// An engine whose only address expects headers from `trusted`.
 fn proxied(trusted: &str, more: &str) -> Engine {
-    let listen = free_address();
     let config = format!(
-        "{more}\n[proxy_protocol]\nlisteners = [\"{listen}\"]\ntrusted = [\"{trusted}\"]\nheader_timeout_ms = 1500\n"
+        "{more}\n[proxy_protocol]\nlisteners = [\"127.0.0.1:0\"]\ntrusted = [\"{trusted}\"]\nheader_timeout_ms = 1500\n"
     );
-    Engine::start(Options::config(&config).and("--listen", &listen.to_string()))
+    Engine::start(Options::config(&config))
 }
 
-fn line(source: &str) -> Vec<u8> {
+pub fn line(source: &str) -> Vec<u8> {
     format!("PROXY TCP4 {source} 127.0.0.1 4000 80\r\n").into_bytes()
 }
 
-fn binary(source: [u8; 4]) -> Vec<u8> {
+pub fn binary(source: [u8; 4]) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     header.extend(source);
     header.extend([127, 0, 0, 1, 0, 80, 0, 80]);
@@ -117,33 +115,34 @@ fn half_a_header_survives_reloads() {
     }
 }
 
+/// HAProxy in front of the engine, with this option, until it is dropped; and where it accepts.
+#[track_caller]
+pub fn haproxy(engine: &Engine, option: &str) -> (Guarded, SocketAddr) {
+    let front = kept_address();
+    let config = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n unique-id-format %pid\n\
+         frontend f\n bind {front}\n default_backend b\nbackend b\n server s {} {option}\n",
+        engine.address()
+    );
+    let path = engine.run_dir().with_file_name("haproxy.cfg");
+    std::fs::write(&path, config).expect("write");
+    let mut command = Command::new("haproxy");
+    let command = command.args(["-db", "-f"]).arg(&path);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run haproxy");
+    let haproxy = Guarded(child);
+    eventually("haproxy accepts", || TcpStream::connect(front).is_ok());
+    (haproxy, front)
+}
+
 #[test]
 fn haproxy_in_front() {
     if !have("proxy_protocol::haproxy_in_front", "haproxy", "-v") {
         return;
     }
     let engine = proxied("127.0.0.1", "");
-    let dir = tempfile::tempdir().expect("tempdir");
     for option in ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"]
     {
-        let front = free_address();
-        let config = format!(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 20s\n timeout server 20s\n unique-id-format %pid\n\
-             frontend f\n bind {front}\n default_backend b\nbackend b\n server s {} {option}\n",
-            engine.address()
-        );
-        let path = dir.path().join("haproxy.cfg");
-        std::fs::write(&path, config).expect("write");
-        let _haproxy = Guarded(
-            Command::new("haproxy")
-                .args(["-db", "-f"])
-                .arg(&path)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("run haproxy"),
-        );
-        eventually("haproxy accepts", || TcpStream::connect(front).is_ok());
+        let (_haproxy, front) = haproxy(&engine, option);
         for number in 0..20 {
             if number % 5 == 0 {
                 engine.reload_well();

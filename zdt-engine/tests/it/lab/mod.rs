@@ -13,7 +13,12 @@ pub mod worker;
 
 pub use worker::{Pair, TestWorker};
 
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket as raw;
 
 /// Nothing in a test may take longer; what does is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,4 +47,22 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "did not happen in {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// An address of this machine for a program that cannot be asked which one it got. It is kept until this process
+/// ends: bound and not listened on, so that nobody is given it by chance, and whoever shares addresses, as servers do
+/// (SO_REUSEADDR, SO_REUSEPORT), can bind it by name.
+#[track_caller]
+pub fn kept_address() -> SocketAddr {
+    static KEPT: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    let flags = raw::SockFlag::SOCK_CLOEXEC;
+    let family = raw::AddressFamily::Inet;
+    let socket = raw::socket(family, raw::SockType::Stream, flags, None).expect("socket");
+    raw::setsockopt(&socket, raw::sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
+    raw::setsockopt(&socket, raw::sockopt::ReusePort, &true).expect("SO_REUSEPORT");
+    let any = raw::SockaddrIn::new(127, 0, 0, 1, 0);
+    raw::bind(socket.as_raw_fd(), &any).expect("bind");
+    let address: raw::SockaddrIn = raw::getsockname(socket.as_raw_fd()).expect("address");
+    KEPT.lock().expect("nobody panics here").push(socket);
+    SocketAddr::from((address.ip(), address.port()))
 }

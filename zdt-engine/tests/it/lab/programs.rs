@@ -30,6 +30,17 @@ pub fn python(test: &str) -> Option<PathBuf> {
     fetched(test, "ZDT_TEST_PYTHON")
 }
 
+/// The same, if it has that module, too.
+pub fn python_with(test: &str, module: &str) -> Option<PathBuf> {
+    let python = python(test)?;
+    let import = Command::new(&python).args(["-c", &format!("import {module}")]).output();
+    if import.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    skip(test, &format!("needs {module} in {}", python.display()));
+    None
+}
+
 /// The modules for Node that `cargo xtask test` fetches; `None`, with a line that says so, where there are none.
 pub fn node_modules(test: &str) -> Option<PathBuf> {
     if !have(test, "node", "--version") {

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::engine::{Engine, Options, Storm, output_of, verdict};
-use crate::lab::eventually;
+use crate::lab::{eventually, kept_address};
 use crate::skip::have_root;
 
 const REPLACE: [&str; 4] = ["reload", "--json", "--strategy", "socket-handoff"];
@@ -71,9 +71,7 @@ fn all_is_well(engine: &mut Engine, clients: &mut super::engine::Clients, what: 
 #[test]
 fn the_supervisor_and_its_workers_are_replaced() {
     for options in both_steerings() {
-        let admin = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-        let admin_address = admin.local_addr().expect("address");
-        drop(admin);
+        let admin_address = kept_address();
         let mut engine = Engine::start(options.and("--admin", &admin_address.to_string()));
         let mut clients = engine.clients(20);
         engine.reload_well();

@@ -8,7 +8,7 @@ use tungstenite::Message;
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::engine::{Engine, Options, output_of};
-use crate::lab::{client, eventually};
+use crate::lab::{client, eventually, kept_address};
 
 fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("connect");
@@ -21,14 +21,9 @@ fn get(address: SocketAddr, path: &str) -> (u16, String) {
     (code, body)
 }
 
-fn free_port() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-    listener.local_addr().expect("address")
-}
-
 #[test]
 fn the_admin_endpoint_tells_health_readiness_and_status() {
-    let admin = free_port();
+    let admin = kept_address();
     let engine = Engine::start(Options::default().and("--admin", &admin.to_string()));
     let _clients = engine.clients(3);
     assert_eq!(get(admin, "/healthz").0, 200);
@@ -58,7 +53,7 @@ fn the_admin_endpoint_tells_health_readiness_and_status() {
 
 #[test]
 fn a_graceful_stop_drains() {
-    let admin = free_port();
+    let admin = kept_address();
     let mut engine = Engine::start(Options {
         config: "drain_delay_ms = 400\ndrain_timeout_ms = 2000\n".into(),
         ..Options::default().and("--admin", &admin.to_string())

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::engine::{Engine, Options};
-use crate::lab::{client, eventually};
+use crate::lab::{client, eventually, kept_address};
 
 const HEARTBEAT: &str = "workers = 2\n[supervision]\nheartbeat_timeout_ms = 2000\n";
 
@@ -171,8 +171,7 @@ fn a_restart_that_hangs_is_a_start_that_failed() {
 
 #[test]
 fn starts_that_fail_are_told_from_crashes() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-    let admin = free.expect("a free port");
+    let admin = kept_address();
     let options = Options::config("[respawn]\nlimit = 3\nwindow_ms = 600000\n");
     let engine = Engine::start(options.and("--admin", &admin.to_string()));
     let readiness = || {
