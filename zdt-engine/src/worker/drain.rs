@@ -103,6 +103,8 @@ impl Worker {
             for key in keys {
                 self.drop_connection(key);
             }
+            // Their operations may not have ended yet: they were closed, and not lost with this process.
+            self.scoreboard_slot().connections.store(0, std::sync::atomic::Ordering::Relaxed);
             if let Some(drain) = &mut self.drain
                 && !std::mem::replace(&mut drain.told, true)
             {

@@ -16,7 +16,7 @@ use self::previous::Build;
 use crate::config::{Loaded, Settings, ShownSetting, Strategy};
 use crate::control::{Hello, ToWorker};
 use crate::supervisor::WorkerId;
-use crate::supervisor::core::{Core, MAX_GENERATIONS};
+use crate::supervisor::core::{Core, EXIT_GRACE, MAX_GENERATIONS};
 use crate::supervisor::handle::{Progress, ReloadRequest, Reply};
 use crate::supervisor::reload::{
     Action, CanaryOptions, Event, Machine, Mark, Options, Outcome, Places, Rolling, Tally,
@@ -31,6 +31,8 @@ use crate::supervisor::workers::process::{Executable, check_executable, find_use
 
 /// For answers that take a worker no time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is left of a drain that a fifth generation cuts short: time to say goodbye.
+const CUT_SHORT: Duration = Duration::from_millis(500);
 /// A draining worker that has not ended by itself so long after its deadline is killed.
 pub(in crate::supervisor) const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -276,12 +278,15 @@ impl Core {
             generation = oldest.number,
             "{MAX_GENERATIONS} generations live: the oldest drain ends before the reload"
         );
-        let workers: Vec<WorkerId> = oldest
-            .workers()
-            .filter(|id| self.workers.get(id).is_some_and(|w| w.phase != WorkerPhase::Ending))
-            .collect();
-        for worker in workers {
-            self.tell_exit(worker);
+        let workers: Vec<WorkerId> = oldest.workers().collect();
+        let timeout_ms = u64::try_from(CUT_SHORT.as_millis()).unwrap_or(u64::MAX);
+        for id in workers {
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            if worker.phase != WorkerPhase::Ending {
+                worker.phase = WorkerPhase::Ending;
+                worker.kill_at = Some(Instant::now() + CUT_SHORT + EXIT_GRACE);
+                self.send(id, &ToWorker::Drain { timeout_ms });
+            }
         }
     }
 

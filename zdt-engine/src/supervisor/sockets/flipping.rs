@@ -3,6 +3,7 @@
 //! Must not know: in which order a reload proceeds.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -31,7 +32,7 @@ impl Core {
         let Some(generation) = self.generations.get_mut(&number) else { return Ok(()) };
         let slot = generation.bank * self.max_workers + index;
         if !self.steer.is_ebpf() {
-            let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
             let role = Role::Proof { generation: number, index };
             let proof = self.listeners.create(any, role, false, 16)?;
             generation.places[index as usize].foreign.push(proof);
@@ -153,6 +154,7 @@ impl Core {
             .filter_map(|place| Some((place.worker?, place.own.clone())))
             .collect();
         for (worker, own) in given {
+            own.iter().for_each(|id| self.listeners.take_in(*id));
             self.listen(worker, &own, true);
             if let Some(reload) = &mut self.reload {
                 reload.arming_shared.insert(worker);
@@ -212,9 +214,12 @@ impl Core {
     }
 
     /// What was given to green, or made for it, blue accepts from as well: nothing that is queued
-    /// there, or ends its handshake there, is lost.
+    /// there, or ends its handshake there, is lost. Without eBPF it stays blue's, but for addresses that
+    /// only green was to serve: those are closed like what is out of the maps.
     fn blue_takes_listeners(&mut self, blue: u32, green: u32) {
         let own = !self.steer.is_ebpf();
+        let served: Vec<SocketAddr> =
+            self.generations.get(&blue).map(|of| of.listen.clone()).unwrap_or_default();
         let held: BTreeSet<u64> = self
             .generations
             .get(&blue)
@@ -233,7 +238,15 @@ impl Core {
             })
             .map(|listener| listener.id)
             .collect();
-        self.deal_listeners(blue, &(0..u32::MAX), orphans, own);
+        let (kept, left): (Vec<u64>, Vec<u64>) = orphans.into_iter().partition(|id| {
+            self.listeners.find(*id).is_some_and(|listener| served.contains(&listener.address))
+        });
+        if own {
+            let now = Instant::now();
+            left.iter().for_each(|id| self.listeners.set_out_since(*id, now));
+        }
+        self.deal_listeners(blue, &(0..u32::MAX), kept, own);
+        self.deal_listeners(blue, &(0..u32::MAX), left, false);
     }
 
     /// The green workers of a step also accept from the listeners of the places that they replace, and

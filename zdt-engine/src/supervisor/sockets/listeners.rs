@@ -141,7 +141,14 @@ impl Listeners {
         }
     }
 
-    /// Its linger began earlier, under another supervisor.
+    /// Somebody accepts from it again, for good.
+    pub fn take_in(&mut self, id: ListenerId) {
+        if let Some(listener) = self.all.get_mut(&id) {
+            listener.out_since = None;
+        }
+    }
+
+    /// Its linger began then, perhaps under another supervisor.
     pub fn set_out_since(&mut self, id: ListenerId, since: Instant) {
         if let Some(listener) = self.all.get_mut(&id) {
             listener.out_since = Some(since);

@@ -8,6 +8,7 @@ pub mod store;
 mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -438,6 +439,20 @@ impl Core {
         for generation in others {
             self.listeners.take_out(generation, Instant::now());
         }
+        // Those of addresses that nobody is to serve were on their way out, too.
+        let served: BTreeSet<SocketAddr> = self
+            .generations
+            .values()
+            .filter(|of| !matches!(of.phase, Phase::Draining { .. }))
+            .flat_map(|of| of.listen.iter().copied())
+            .collect();
+        let left: Vec<u64> = self
+            .listeners
+            .iter()
+            .filter(|one| one.role == Role::Shared && !served.contains(&one.address))
+            .map(|listener| listener.id)
+            .collect();
+        left.iter().for_each(|id| self.listeners.set_out_since(*id, Instant::now()));
         self.retire_generations();
     }
 

@@ -1,9 +1,11 @@
 //! Reloads that succeed, reloads that fail, reloads that meet.
 
 use nix::sys::signal::Signal;
+use tungstenite::Message;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::engine::{Engine, Options, Storm, ask, output_of, verdict};
-use crate::lab::{client, eventually};
+use crate::lab::{client, eventually, kept_address};
 use crate::skip::have_root;
 
 fn both_steerings() -> Vec<Options> {
@@ -235,15 +237,23 @@ fn a_green_that_dies_on_probation_is_undone() {
 fn a_fifth_generation_ends_the_oldest_drain() {
     let engine =
         Engine::start(Options::config("migrate_connections = false\ndrain_timeout_ms = 600000\n"));
-    let mut first = engine.clients(1);
+    let mut first = client::websocket(engine.address(), "/ws/counter");
+    assert_eq!(client::count(&mut first), (1, 1));
     let mut later = Vec::new();
     for _ in 0..3 {
         engine.reload_well();
         later.push(engine.clients(1));
     }
-    first.count_all_in(1);
+    assert_eq!(client::count(&mut first), (2, 1));
     engine.reload_well();
-    assert_eq!(first.count_survivors(), 0, "the oldest drain was ended");
+    // The oldest drain was ended, as a drain ends.
+    match first.read().expect("a goodbye") {
+        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
+        other => panic!("no goodbye: {other:?}"),
+    }
+    assert_eq!(engine.status()["totals"]["lost_connections"], 0);
+    let log = engine.log();
+    assert_eq!(log.lines().find(|line| line.contains("ERROR")), None);
     for (clients, generation) in later.iter_mut().zip(2..) {
         clients.count_all_in(generation);
     }
@@ -284,9 +294,7 @@ fn new_addresses_are_served_and_old_ones_let_go() {
     for options in both_steerings() {
         let engine = Engine::start(options);
         let old = engine.address();
-        let spare = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-        let new = spare.local_addr().expect("address");
-        drop(spare);
+        let new = kept_address();
         let mut clients = engine.clients(3);
         engine.configure_listen(&[old, new]);
         engine.reload_well();

@@ -1,9 +1,11 @@
 //! `zdt rollback`: before the commit, after it, and without anything to go back to.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Options, Storm, output_of, verdict};
-use crate::lab::eventually;
+use super::engine::{Engine, Options, Storm, ask, output_of, verdict};
+use crate::lab::{client, eventually, kept_address};
 
 /// A program of its own to start workers from.
 fn build(dir: &std::path::Path, name: &str) -> PathBuf {
@@ -120,4 +122,51 @@ fn a_reload_and_a_rollback_that_both_wait_are_not_one() {
 
 fn verdict_of(output: &std::process::Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("a verdict")
+}
+
+/// Addresses that only the undone generation was to serve are let go, and can be served by a later one, also by one that
+/// comes while the first one's sockets linger.
+#[test]
+fn an_undone_reload_leaves_no_address_behind() {
+    for options in [Options::default(), Options::plain()] {
+        // The second does not count the passage at which the first strikes.
+        let faults = "supervisor.before_commit@0=fail:2,supervisor.before_commit@0=fail:2";
+        let engine = Engine::start(Options { faults: faults.into(), ..options });
+        let (old, new) = (engine.address(), kept_address());
+        let mut clients = engine.clients(5);
+        engine.configure_listen(&[old, new]);
+        for _ in 0..2 {
+            let undone = engine.reload();
+            assert_eq!(undone["outcome"], "rolled_back", "{undone}");
+            assert_eq!(undone["lost_connections"], 0, "{undone}");
+            clients.count_all_in(1);
+        }
+        engine.configure_listen(&[old]);
+        eventually("the new address is let go", || TcpStream::connect(new).is_err());
+        for _ in 0..10 {
+            engine.ask("old");
+        }
+        engine.configure_listen(&[old, new]);
+        engine.reload_well();
+        clients.count_all_in(4);
+        ask(client::connect(new), "new");
+    }
+}
+
+/// The linger of the first attempt's sockets does not end the second one's.
+#[test]
+fn a_second_attempt_takes_the_sockets_of_an_undone_one() {
+    let faults = "supervisor.before_commit@0=fail:2";
+    let engine = Engine::start(Options { faults: faults.into(), ..Options::plain() });
+    let (old, new) = (engine.address(), kept_address());
+    engine.configure_listen(&[old, new]);
+    let undone = engine.reload();
+    assert_eq!(undone["outcome"], "rolled_back", "{undone}");
+    engine.reload_well();
+    // For longer than a socket lingers.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        ask(client::connect(new), "new");
+        ask(client::connect(old), "old");
+    }
 }
