@@ -178,7 +178,7 @@ fn haproxy_passes_tls_on() {
         let expected: String =
             (1..=6).map(|id| format!("{id} 200 2 {}\n", u8::from(id == 1))).collect();
         assert_eq!(lines, expected, "{option}: {output:?}");
-        assert!(reloads > 1);
+        assert!(reloads > 0);
         let client: IpAddr = source.parse().expect("ip");
         assert_eq!(who_asked(&authority, "/id?id=6", number + 1)[number], client, "{option}");
         openssl_asks_over_reloads(&engine, &authority, front, option);

@@ -107,6 +107,7 @@ impl Core {
         }
         tracing::info!(worker = id, pid, generation, index, "started");
         self.send(id, &ToWorker::Hello(own_hello()));
+        fault_point!("supervisor.worker_started");
         self.dirty = true;
         Ok(id)
     }
@@ -240,6 +241,7 @@ impl Core {
         fds.extend(credentials.as_ref().map(AsFd::as_fd));
         fds.extend(access_log.as_ref().map(AsFd::as_fd));
         self.send_with(id, &ToWorker::Configure(Box::new(configure)), &fds);
+        fault_point!("supervisor.worker_configured");
         self.dirty = true;
         if is_green && self.reload.is_some() {
             self.machine_events.push_back(Event::Greeted { worker: id, hello });
@@ -262,6 +264,7 @@ impl Core {
     /// Gives a restarted worker what its predecessor had.
     pub fn arm_place(&mut self, id: WorkerId) {
         let Some((generation, index)) = self.place_of(id) else { return };
+        fault_point!("supervisor.before_arming");
         if let Err(message) = self.ensure_listeners(generation, index) {
             tracing::error!(worker = id, "{message}; ending it");
             self.end_for(id, message);

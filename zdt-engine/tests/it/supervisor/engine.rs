@@ -226,7 +226,12 @@ impl Engine {
 
     /// Starts another supervisor on the run directory of one that has ended, without faults.
     pub fn spawn_successor(&mut self) {
-        let options = Options { faults: String::new(), ..self.options.clone() };
+        self.spawn_successor_with("");
+    }
+
+    /// The same, with these faults.
+    pub fn spawn_successor_with(&mut self, faults: &str) {
+        let options = Options { faults: faults.to_owned(), ..self.options.clone() };
         self.child = spawn(self.dir.path(), &options);
     }
 

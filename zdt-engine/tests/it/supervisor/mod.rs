@@ -14,5 +14,6 @@ mod rollbacks;
 mod rolling;
 mod stops;
 mod succession;
+mod succession_strategies;
 mod supervision;
 mod troubles;

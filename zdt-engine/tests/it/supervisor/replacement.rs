@@ -554,3 +554,55 @@ fn replacements_leave_nothing_behind() {
         assert_eq!(left.len(), 2, "{left:?}");
     }
 }
+
+/// How often workers have crashed, and what was given up, is the successor's, too: nobody gets another full window by it.
+#[test]
+fn crashes_and_places_given_up_are_inherited() {
+    let config = "[respawn]\nlimit = 1\nwindow_ms = 600000\n";
+    // The workers do not follow: it is about those of the old generation.
+    let faults = "worker.start@2=exit:*,worker.start@3=exit:*";
+    for options in both_steerings() {
+        let options = Options { config: config.into(), ..options };
+        let mut engine = Engine::start(Options { faults: faults.into(), ..options });
+        let first = engine.workers(1);
+        let at = |engine: &Engine, index: u64| {
+            let status = engine.status();
+            let workers = status["worker_stats"].as_object().expect("workers");
+            let worker =
+                workers.values().find(|one| one["index"] == index && one["generation"] == 1);
+            worker.and_then(|one| one["pid"].as_u64()).map(|pid| pid as u32)
+        };
+        let victim = at(&engine, 0).expect("worker 0");
+        send(victim, Signal::SIGKILL);
+        eventually("it is replaced", || {
+            engine.status()["status"] == "healthy" && at(&engine, 0) != Some(victim)
+        });
+        let mut supervisor = engine.pid();
+        let mut replace = |engine: &Engine| {
+            let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
+            assert!(!output.status.success(), "its workers do not follow: {output:?}");
+            let now = engine.status()["pid"].as_u64().expect("pid") as u32;
+            assert_ne!(now, supervisor, "the supervisor is another one");
+            supervisor = now;
+        };
+        replace(&engine);
+        assert_eq!(engine.status()["totals"]["crashes"], 1);
+        // One was its limit, under the predecessor.
+        send(at(&engine, 0).expect("worker 0"), Signal::SIGKILL);
+        eventually("it is given up", || {
+            engine.status()["status"] == "degraded" && at(&engine, 0).is_none()
+        });
+        replace(&engine);
+        let status = engine.status();
+        assert_eq!(
+            (&status["status"], &status["totals"]["crashes"]),
+            (&"degraded".into(), &2.into())
+        );
+        assert_eq!(at(&engine, 0), None, "{status}");
+        assert_eq!(at(&engine, 1), first.iter().copied().find(|pid| *pid != victim), "{status}");
+        for number in 0..20 {
+            engine.ask(&number.to_string());
+        }
+        let _ = engine.wait();
+    }
+}

@@ -1,5 +1,7 @@
 //! kill -9 of the supervisor, at rest and at every step of a reload; and what the next one finds.
 
+use std::os::unix::process::ExitStatusExt;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -164,4 +166,44 @@ fn a_worker_that_hangs_is_waited_for_later() {
     clients.count_all_in(1);
     engine.reload_well();
     clients.count_all_in(2);
+}
+
+/// Supervisors that die while they restart a worker, more often than a worker may crash: that is nobody's crash.
+#[test]
+fn supervisors_that_die_over_a_restart_use_up_no_attempts() {
+    let config = "[respawn]\nlimit = 2\nwindow_ms = 600000\n";
+    let started = "supervisor.worker_started@0=kill";
+    let configured = "supervisor.worker_configured@0=kill";
+    let arming = "supervisor.before_arming@0=kill";
+    for options in both_steerings() {
+        for (what, deaths) in [
+            // Its worker ends with each of them: it had not even greeted.
+            ("right after the start", vec![started; 4]),
+            // The worker lives on, and is found half started again and again.
+            ("before the arming", [vec![configured], vec![arming; 4]].concat()),
+            ("now here, now there", [vec![started; 3], vec![configured], vec![arming; 2]].concat()),
+        ] {
+            let mut engine = Engine::start(Options { config: config.into(), ..options.clone() });
+            let mut clients = engine.clients(10);
+            let victim = engine.workers(1)[0];
+            engine.signal(Signal::SIGKILL);
+            engine.wait();
+            kill(Pid::from_raw(victim as i32), Signal::SIGKILL).expect("kill");
+            let left = clients.count_survivors();
+            for (number, fault) in deaths.iter().enumerate() {
+                engine.spawn_successor_with(fault);
+                let status = engine.wait();
+                assert_eq!(status.signal(), Some(9), "{what}, {number}: {fault}");
+            }
+            engine.restart();
+            let status = engine.status();
+            assert_eq!(status["totals"]["failed_starts"], 0, "{what}: {status}");
+            assert_eq!(engine.workers(1).len(), 2, "{what}: {status}");
+            assert_eq!(clients.count_survivors(), left, "{what}");
+            for number in 0..20 {
+                engine.ask(&number.to_string());
+            }
+            engine.reload_well();
+        }
+    }
 }
