@@ -55,6 +55,10 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         fault::set_generation(fault::SUCCESSOR);
         fault_point!("succession.executed");
     }
+    // Private keys and the key of parked sessions are in its memory. What it starts may be dumped again.
+    if let Err(error) = sys::process::forbid_dumps() {
+        tracing::warn!(%error, "cannot forbid dumps of this process");
+    }
     let loaded = sources.load_shown()?;
     // Before there are other threads.
     super::privileges::give_up_others();

@@ -130,3 +130,89 @@ fn the_supervisor_keeps_what_it_needs() {
     // And it is enough for what it does.
     engine.reload_well();
 }
+
+/// Whether the bytes are anywhere in what a process has written to of its memory.
+fn remembers(pid: u32, wanted: &[u8]) -> bool {
+    use std::os::unix::fs::FileExt;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("mem");
+    // Its own, and not rings and scoreboards, which have no names of their own either way.
+    let own = maps.lines().filter(|line| line.contains(" rw-p "));
+    own.into_iter().any(|line| {
+        let (start, end) = line.split(' ').next().and_then(|one| one.split_once('-')).expect("map");
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).expect("address"));
+        let mut bytes = vec![0; (end - start) as usize];
+        memory.read_exact_at(&mut bytes, start).is_ok()
+            && bytes.windows(wanted.len()).any(|window| window == wanted)
+    })
+}
+
+/// The key of parked sessions comes with the supervisor's environment, and gets into no other process: not into its
+/// environment, not into its memory. Nobody logs it or writes it down.
+#[test]
+fn the_state_key_stays_with_the_supervisor() {
+    if !have_root("supervisor::privileges::the_state_key_stays_with_the_supervisor") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let key: Vec<u8> = (0..32).map(|at| 0xa0 ^ (at * 7)).collect();
+    let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let app = format!(
+        "exec {} serve --service demo --workers 1 --steering off --admin off --user root \
+         --listen 127.0.0.1:$PORT --run-dir {}/$PORT 2>>{}/log",
+        env!("CARGO_BIN_EXE_zdt"),
+        dir.path().display(),
+        dir.path().display()
+    );
+    let config = format!(
+        "workers = 2\n[parking]\npath = {:?}\n[gateway.app]\nuser = \"root\"\n",
+        dir.path().join("parked")
+    );
+    let options = Options::config(&config).and("--service", "proxy").and("--app", &app);
+    let engine = Engine::start(options.with("CONNECTION_STATE_KEY", &text));
+    engine.ask("an-application-answers");
+    engine.reload_well();
+    let output = engine.zdt(&["reload", "--json", "--strategy", "socket-handoff"]);
+    assert!(output.status.success(), "{output:?}");
+    engine.ask("an-application-answers");
+    let state = std::fs::read(engine.run_dir().join("state.json")).expect("state");
+    let state: serde_json::Value = serde_json::from_slice(&state).expect("JSON");
+    let application = state["gateway"]["application"]["pid"].as_u64().expect("pid") as u32;
+    let supervisor = engine.status()["pid"].as_u64().expect("pid") as u32;
+    let environment = |pid: u32| std::fs::read(format!("/proc/{pid}/environ")).expect("environ");
+    let has = |bytes: &[u8], wanted: &[u8]| bytes.windows(wanted.len()).any(|part| part == wanted);
+    assert!(has(&environment(supervisor), text.as_bytes()), "the test looks in the right way");
+    assert!(remembers(supervisor, &key), "the test looks in the right way");
+    let mut others = engine.workers(3);
+    assert_eq!(others.len(), 2);
+    others.push(application);
+    for pid in others {
+        let environment = environment(pid);
+        assert!(!has(&environment, text.as_bytes()) && !has(&environment, b"STATE_KEY"), "{pid}");
+        assert!(!remembers(pid, &key) && !remembers(pid, text.as_bytes()), "{pid}");
+    }
+    for args in [&["status", "--json"][..], &["config", "show"], &["config", "show", "--json"]] {
+        assert!(!has(&engine.zdt(args).stdout, text.as_bytes()), "{args:?}");
+    }
+    assert!(!engine.log().contains(&text));
+    let files = std::fs::read_dir(engine.run_dir()).expect("run directory");
+    for file in files.filter_map(|one| std::fs::read(one.ok()?.path()).ok()) {
+        assert!(!has(&file, text.as_bytes()) && !has(&file, &key));
+    }
+}
+
+/// A supervisor that crashes leaves no dump, however large a one its limits allow.
+#[test]
+fn a_supervisor_leaves_no_core_dump() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut engine = Engine::start(Options::default());
+    let pid = engine.pid().to_string();
+    let limited = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, "--core=unlimited:unlimited"])
+        .status()
+        .expect("prlimit, of util-linux");
+    assert!(limited.success());
+    engine.signal(Signal::SIGABRT);
+    let status = engine.wait();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false), "{status:?}");
+}
