@@ -73,6 +73,9 @@ fn connections(page: &mut Page, status: &Status) {
     let buffered: u64 =
         status.worker_stats.values().map(|worker| worker.figures.buffered_bytes).sum();
     page.gauge("zdt_buffered_bytes", "What clients make the workers hold.").plain(float(buffered));
+    let gateways = status.worker_stats.values().filter_map(|one| one.figures.gateway.as_deref());
+    let spilled = gateways.map(|gateway| gateway.spilled_bytes).sum::<u64>();
+    page.gauge("zdt_spilled_bytes", "Bodies of held requests on the disk.").plain(float(spilled));
     let mut by_kind: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let mut draining: BTreeMap<&str, u64> = BTreeMap::new();
     for worker in status.worker_stats.values() {
@@ -156,6 +159,16 @@ fn counters(page: &mut Page, status: &Status) {
             "abandoned_requests",
             "Held requests whose client went away.",
             counters.abandoned_requests,
+        ),
+        (
+            "spilled_requests",
+            "Held requests whose bodies have gone to the disk.",
+            counters.spilled_requests,
+        ),
+        (
+            "unspilled_requests",
+            "Held requests whose bodies found no room on the disk.",
+            counters.unspilled_requests,
         ),
         ("worker_crashes", "Workers that died after they had served.", totals.crashes),
         (

@@ -113,6 +113,8 @@ fn stats(run_dir: &RunDirArg) -> Result<GatewayStatus, String> {
     total.displaced = counters.displaced_requests;
     total.expired = counters.expired_requests;
     total.abandoned = counters.abandoned_requests;
+    total.spilled_total = counters.spilled_requests;
+    total.unspilled = counters.unspilled_requests;
     Ok(total)
 }
 
@@ -123,6 +125,12 @@ fn print_stats(total: &GatewayStatus) {
     );
     for (route, held) in &total.held_by_route {
         println!("  {route}: {held}");
+    }
+    if total.spilled_total > 0 {
+        println!(
+            "on disk: {} bodies, {} bytes; {} since the start, and {} for which there was no room",
+            total.spilled_requests, total.spilled_bytes, total.spilled_total, total.unspilled
+        );
     }
     println!(
         "since the start: {} held, {} replayed, {} rejected, {} displaced, {} expired, {} abandoned, \

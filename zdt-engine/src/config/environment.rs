@@ -63,6 +63,8 @@ pub const ENVIRONMENT: &[EnvironmentName] = &[
     variable("REQUEST_BUFFER_TIME", "gateway.hold.time_ms", Form::Seconds),
     variable("REQUEST_OVERFLOW_STRATEGY", "gateway.hold.overflow", Form::Name),
     variable("REQUEST_PRIORITY_HEADERS", "gateway.hold.priority_headers", Form::List),
+    variable("REQUEST_SPILL_SIZE_MB", "gateway.hold.spill_bytes", Form::Mebibytes),
+    variable("REQUEST_SPILL_PATH", "gateway.hold.spill_dir", Form::Text),
     variable("HANDOFF_TIMEOUT", "reload.handoff_timeout_ms", Form::Seconds),
     variable("CONNECTION_SERIALIZATION_FORMAT", "state.encoding", Form::Name),
     variable("CONNECTION_COMPRESSION", "state.compression", Form::Boolean),

@@ -3,6 +3,7 @@
 //! Must not know: who reads them, sockets.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,12 @@ pub struct HoldOptions {
     pub priority_headers: Vec<String>,
     /// Held requests that are in flight at a time while they are replayed, in each worker.
     pub replay_concurrency: u32,
+    /// Disk space for bodies of held requests, divided among the workers; 0 leaves them with their clients.
+    pub spill_bytes: u64,
+    /// What of a held body is kept in memory; the rest goes to the disk.
+    pub spill_threshold_bytes: u64,
+    /// Where to; in the run directory without.
+    pub spill_dir: Option<PathBuf>,
 }
 
 impl Default for HoldOptions {
@@ -82,6 +89,9 @@ impl Default for HoldOptions {
             overflow: queue.overflow,
             priority_headers: queue.priority_headers,
             replay_concurrency: 32,
+            spill_bytes: 0,
+            spill_threshold_bytes: 64 << 10,
+            spill_dir: None,
         }
     }
 }

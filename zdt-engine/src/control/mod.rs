@@ -81,9 +81,12 @@ pub struct Configure {
     /// Whether the scoreboard has room for totals.
     #[serde(default)]
     pub has_totals: bool,
-    /// Whether the last descriptor is the file of the access log.
+    /// Whether there is the file of the access log, behind those.
     #[serde(default)]
     pub has_access_log: bool,
+    /// Whether the last descriptor is the directory for bodies of held requests.
+    #[serde(default)]
+    pub has_spill_dir: bool,
     /// User and group ids that the supervisor runs as; only they may reattach.
     pub supervisor_uid: u32,
     /// What resume tokens are signed with; without, nothing is parked.
@@ -453,6 +456,14 @@ pub struct GatewayStatus {
     pub flushed: u64,
     /// Held requests that were compressed.
     pub compressed: u64,
+    /// Held requests whose bodies are on the disk in part.
+    pub spilled_requests: u64,
+    /// What they take there.
+    pub spilled_bytes: u64,
+    /// Requests whose bodies have gone to the disk.
+    pub spilled_total: u64,
+    /// Held requests whose bodies found no room there.
+    pub unspilled: u64,
     /// Requests that were sent again.
     pub retries: u64,
     /// Connections that an upstream refused.
@@ -487,6 +498,10 @@ impl GatewayStatus {
         self.abandoned += other.abandoned;
         self.flushed += other.flushed;
         self.compressed += other.compressed;
+        self.spilled_requests += other.spilled_requests;
+        self.spilled_bytes += other.spilled_bytes;
+        self.spilled_total += other.spilled_total;
+        self.unspilled += other.unspilled;
         self.retries += other.retries;
         self.upstream_failures += other.upstream_failures;
         self.tunnels += other.tunnels;

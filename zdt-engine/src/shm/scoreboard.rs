@@ -84,8 +84,10 @@ pub struct SlotTotals {
     pub squeezed: AtomicU64,
     /// Connections given up because nothing else helped.
     pub shed: AtomicU64,
-    /// For later totals; zero.
-    pub reserved: [AtomicU64; 2],
+    /// Held requests whose bodies have gone to the disk in part.
+    pub spilled: AtomicU64,
+    /// Held requests whose bodies found no room there.
+    pub unspilled: AtomicU64,
 }
 
 const _: () = assert!(size_of::<SlotTotals>() == 128);
@@ -108,14 +110,14 @@ impl SlotTotals {
             abandoned,
             squeezed,
             shed,
-            reserved,
+            spilled,
+            unspilled,
         } = self;
         let of_all =
             [rejected, requests, messages_received, messages_sent, bytes_received, bytes_sent];
         let of_gateways = [held, replayed, not_held, displaced, expired, abandoned];
-        let of_memory = [squeezed, shed];
-        let named = of_all.into_iter().chain(of_gateways).chain(of_memory);
-        for total in named.chain(reserved) {
+        let of_memory = [squeezed, shed, spilled, unspilled];
+        for total in of_all.into_iter().chain(of_gateways).chain(of_memory) {
             total.store(0, Ordering::Relaxed);
         }
     }

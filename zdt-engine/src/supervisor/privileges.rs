@@ -20,6 +20,7 @@ const KEPT: &[(Capability, &str)] = &[
     (Capability::CAP_SYS_RESOURCE, "limits above the inherited ones"),
     (Capability::CAP_DAC_OVERRIDE, "control groups, certificates, a log of another owner"),
     (Capability::CAP_DAC_READ_SEARCH, "the same"),
+    (Capability::CAP_CHOWN, "the directory for held bodies, which is the workers'"),
 ];
 
 /// Gives up all others, for this thread and those that it will start, and for whatever it executes.

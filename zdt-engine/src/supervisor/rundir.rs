@@ -254,6 +254,7 @@ impl RunDir {
         remove_if_there(&self.handoff_socket());
         // Where the steering maps were pinned, if they were pinned here; still mounted, it stays.
         let _ = fs::remove_dir(self.path.join("bpf"));
+        let _ = fs::remove_dir(self.path.join(super::workers::spilling::NAME));
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod birth;
 pub mod cgroup;
 pub mod clock;
+pub mod file;
 pub mod kernel;
 pub mod notify;
 pub mod process;

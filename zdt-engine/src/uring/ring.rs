@@ -171,7 +171,7 @@ impl Ring {
         Self::build(entries, buffer_count, buffer_bytes, &[])
     }
 
-    /// Like [`Ring::new`], and may make and connect sockets.
+    /// Like [`Ring::new`], and may make and connect sockets, and read files.
     ///
     /// # Errors
     /// As there.
@@ -344,17 +344,58 @@ impl Ring {
         buffer: SendBuffer,
         range_start: usize,
     ) -> Operation {
+        // "Where it stands", to the kernel.
+        self.write_at(file, token, buffer, range_start, u64::MAX)
+    }
+
+    /// Like [`Ring::write`], to that place of the file.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn write_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        token: u64,
+        buffer: SendBuffer,
+        range_start: usize,
+        offset: u64,
+    ) -> Operation {
         let bytes = &buffer.as_slice()[range_start..];
         let len = bytes.len().min(i32::MAX as usize) as u32;
         let address = bytes.as_ptr();
         let operation = Operation(KIND_SEND << ID_BITS | self.sends.insert(token, buffer));
         let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), address, len)
-            .offset(u64::MAX)
+            .offset(offset)
             .build()
             .user_data(operation.0);
         // SAFETY: `address` points to `len` initialised bytes of a buffer that `self.sends` owns
         // from here to the operation's only completion; moving a `SendBuffer` does not move its
         // bytes, and nobody can reach it to change them.
+        unsafe { self.push_operation(&entry) };
+        operation
+    }
+
+    /// Reads from that place of the file over the buffer's bytes. The buffer comes back as that of a send
+    /// does; the completion's result says how many of its bytes are the file's, 0 at its end. Needs
+    /// [`Ring::new_connecting`].
+    pub fn read_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        token: u64,
+        mut buffer: Vec<u8>,
+        offset: u64,
+    ) -> Operation {
+        let len = buffer.len().min(i32::MAX as usize) as u32;
+        let address = buffer.as_mut_ptr();
+        let buffer = SendBuffer::Owned(buffer);
+        let operation = Operation(KIND_SEND << ID_BITS | self.sends.insert(token, buffer));
+        let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), address, len)
+            .offset(offset)
+            .build()
+            .user_data(operation.0);
+        // SAFETY: `address` points to `len` initialised bytes of a vector that `self.sends` owns from
+        // here to the operation's only completion; moving a vector does not move its bytes, and nobody
+        // can reach it to look at them meanwhile.
         unsafe { self.push_operation(&entry) };
         operation
     }
@@ -393,6 +434,17 @@ impl Ring {
             .flags(squeue::Flags::SKIP_SUCCESS);
         // SAFETY: the operation names no memory of this process; the descriptor was owned, so that
         // nobody else closes it.
+        unsafe { self.push(&entry) };
+    }
+
+    /// Like [`Ring::close`], by a thread of the kernel's: to give up a large file without a name takes a
+    /// while. Needs [`Ring::new_connecting`].
+    pub fn close_aside(&mut self, descriptor: OwnedFd) {
+        let entry = opcode::Close::new(types::Fd(descriptor.into_raw_fd()))
+            .build()
+            .user_data(KIND_INTERNAL << ID_BITS)
+            .flags(squeue::Flags::SKIP_SUCCESS | squeue::Flags::ASYNC);
+        // SAFETY: as for `close`.
         unsafe { self.push(&entry) };
     }
 

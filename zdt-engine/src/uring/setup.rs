@@ -18,8 +18,11 @@ pub const NEEDED_OPCODES: &[(u8, &str)] = &[
 ];
 
 /// Opcodes that a ring with [`super::Ring::new_connecting`] uses besides.
-pub(super) const CONNECTING_OPCODES: &[(u8, &str)] =
-    &[(opcode::Socket::CODE, "SOCKET"), (opcode::Connect::CODE, "CONNECT")];
+pub(super) const CONNECTING_OPCODES: &[(u8, &str)] = &[
+    (opcode::Socket::CODE, "SOCKET"),
+    (opcode::Connect::CODE, "CONNECT"),
+    (opcode::Read::CODE, "READ"),
+];
 
 /// `IORING_UNREGISTER_RING_FDS`.
 pub(super) const UNREGISTER_RING_FDS: libc::c_uint = 21;
@@ -137,7 +140,10 @@ pub(super) fn restrict_and_enable(
     use io_uring::squeue::Flags;
     let mut restrictions: Vec<Restriction> =
         NEEDED_OPCODES.iter().chain(further).map(|(code, _)| Restriction::sqe_op(*code)).collect();
-    let flags = Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
+    let mut flags = Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
+    if !further.is_empty() {
+        flags |= Flags::ASYNC;
+    }
     restrictions.push(Restriction::sqe_flags_allowed(flags.bits()));
     restrictions.push(Restriction::register_op(UNREGISTER_RING_FDS as u8));
     ring.submitter()

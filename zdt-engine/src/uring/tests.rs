@@ -528,3 +528,32 @@ fn sizes_that_no_ring_can_have() {
     assert!(matches!(Ring::new(8, 0, 64), Err(SetupError::InvalidSize)));
     assert!(matches!(Ring::new(8, 2, 0), Err(SetupError::InvalidSize)));
 }
+
+#[test]
+fn a_file_is_written_and_read_where_it_is_said_and_closed_aside() {
+    let mut ring = Ring::new_connecting(64, 4, 4_096).unwrap();
+    let file = OwnedFd::from(tempfile::tempfile().unwrap());
+    ring.write_at(file.as_fd(), 1, SendBuffer::Owned(b"0123456789".to_vec()), 2, 5);
+    let (result, buffer) = sent(next(&mut ring));
+    assert_eq!((result, buffer.as_slice()), (8, &b"0123456789"[..]));
+    ring.read_at(file.as_fd(), 2, vec![b'x'; 8], 3);
+    let completion = next(&mut ring);
+    assert_eq!(completion.token, 2);
+    let (result, buffer) = sent(completion);
+    assert_eq!((result, buffer.as_slice()), (8, &b"\0\x00234567"[..]));
+    // Up to its end, and there nothing.
+    for (offset, count, bytes) in [(10, 3, &b"789xxxxx"[..]), (13, 0, b"xxxxxxxx")] {
+        ring.read_at(file.as_fd(), 3, vec![b'x'; 8], offset);
+        let (result, buffer) = sent(next(&mut ring));
+        assert_eq!((result, buffer.as_slice()), (count, bytes));
+    }
+    // The other end of a pipe notices when it is closed.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    ring.close_aside(writer);
+    ring.enter(0, None).unwrap();
+    assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0, "the end");
+    // Only for those that were made for it.
+    let mut plain = Ring::new(64, 4, 4_096).unwrap();
+    plain.read_at(file.as_fd(), 4, vec![0; 8], 0);
+    assert_eq!(sent(next(&mut plain)).0, -libc::EACCES);
+}

@@ -109,6 +109,9 @@ impl Worker {
                 }
                 (Token::LinkSocket(index), _) => self.on_link_socket(index, result, None),
                 (Token::LinkConnect(index), _) => self.on_link_connected(index, result),
+                (Token::Spill(index), CompletionPayload::Sent(buffer)) => {
+                    self.on_spill_done(index, result, buffer);
+                }
                 (Token::AccessLog, CompletionPayload::Sent(batch)) => {
                     self.on_log_written(result, batch);
                 }

@@ -137,7 +137,7 @@ impl Worker {
         }
         let restored = restored.and_then(|entry| {
             // An entry that is dropped takes what was restored of its upstreams along.
-            if !self.expects_upstreams(upstreams.len()) {
+            if !self.expects_upstreams(&upstreams) {
                 Err("upstreams")
             } else if entry.awaits_handshake() && self.tls.is_none() {
                 Err("tls-off") // nobody here could answer

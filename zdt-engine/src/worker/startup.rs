@@ -183,7 +183,8 @@ impl Worker {
         let expected = 2
             + usize::from(configure.has_load_map)
             + usize::from(has_tls)
-            + usize::from(configure.has_access_log);
+            + usize::from(configure.has_access_log)
+            + usize::from(configure.has_spill_dir);
         if descriptors.len() != expected {
             return Err(StartupError::Protocol(format!(
                 "{expected} descriptors were expected with the configuration, {} came",
@@ -191,6 +192,7 @@ impl Worker {
             )));
         }
         crate::fault::set_generation(configure.identity.generation);
+        let spill_dir = if configure.has_spill_dir { descriptors.pop() } else { None };
         let format = configure.config.access_log.format;
         let log_file = match (format, configure.has_access_log) {
             (_, true) => descriptors.pop(),
@@ -213,7 +215,8 @@ impl Worker {
         let name = &configure.config.service;
         let now_ms = sys::monotonic_ns() / 1_000_000;
         let gateway = (name == crate::config::PROXY_SERVICE)
-            .then(|| Rc::new(RefCell::new(gateway::Core::new(&configure.config.gateway, now_ms))));
+            .then(|| gateway::Core::new(&configure.config.gateway, spill_dir, now_ms))
+            .map(|core| Rc::new(RefCell::new(core)));
         let service = match &gateway {
             Some(core) => gateway::service(Rc::clone(core)),
             None => services.create(name).ok_or_else(|| {

@@ -34,6 +34,8 @@ pub enum Token {
     LinkReceive(usize),
     /// Send on an upstream connection.
     LinkSend(usize),
+    /// Read or write on a spill file.
+    Spill(usize),
     /// A batch of the access log.
     AccessLog,
 }
@@ -55,6 +57,7 @@ impl Token {
             Token::LinkConnect(index) => (12, index),
             Token::LinkReceive(index) => (13, index),
             Token::LinkSend(index) => (14, index),
+            Token::Spill(index) => (15, index),
             Token::AccessLog => (20, 0),
         };
         kind << INDEX_BITS | index as u64
@@ -77,6 +80,7 @@ impl Token {
             12 => Token::LinkConnect(index),
             13 => Token::LinkReceive(index),
             14 => Token::LinkSend(index),
+            15 => Token::Spill(index),
             20 => Token::AccessLog,
             other => unreachable!("the ring returned a token of kind {other} that nobody made"),
         }
@@ -103,6 +107,7 @@ mod tests {
             Token::LinkConnect(4),
             Token::LinkReceive(4),
             Token::LinkSend(4),
+            Token::Spill(5),
             Token::AccessLog,
         ] {
             assert!(token.pack() < 1 << 56);

@@ -54,6 +54,9 @@ impl Settings {
                 "bounds must be at least 1; `enabled = false` holds nothing".into(),
             ));
         }
+        if hold.spill_dir.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err(("gateway.hold.spill_dir", "must be an absolute path".into()));
+        }
         self.gateway.health.check()?;
         self.tls.check(&self.listen)?;
         let http2 = &self.http2;

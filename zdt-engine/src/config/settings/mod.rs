@@ -45,6 +45,7 @@ pub(super) const OPTIONAL: &[&str] = &[
     "admin_token",
     "admin_token_file",
     "access_log.file",
+    "gateway.hold.spill_dir",
     "parking.path",
     "parking.key",
     "parking.key_file",

@@ -221,6 +221,10 @@ pub struct Counters {
     pub squeezed: u64,
     /// Connections given up because nothing else helped.
     pub shed: u64,
+    /// Held requests whose bodies have gone to the disk in part.
+    pub spilled_requests: u64,
+    /// Held requests whose bodies found no room there.
+    pub unspilled_requests: u64,
 }
 
 impl Counters {
@@ -244,6 +248,8 @@ impl Counters {
             abandoned_requests,
             squeezed,
             shed,
+            spilled_requests,
+            unspilled_requests,
         } = self;
         for (sum, part) in [
             (accepted, other.accepted),
@@ -263,6 +269,8 @@ impl Counters {
             (abandoned_requests, other.abandoned_requests),
             (squeezed, other.squeezed),
             (shed, other.shed),
+            (spilled_requests, other.spilled_requests),
+            (unspilled_requests, other.unspilled_requests),
         ] {
             *sum = sum.saturating_add(part);
         }

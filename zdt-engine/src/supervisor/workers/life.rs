@@ -9,8 +9,9 @@ use super::generations::{Phase, Worker, WorkerPhase};
 use super::link::{Link, LinkEvent};
 use super::process::Process;
 use super::respawn::Ending;
+use super::spilling::open_spill_dir;
 use super::watch::Pulse;
-use crate::config::{AccessLogFormat, AccessLogOptions};
+use crate::config::{AccessLogFormat, AccessLogOptions, PROXY_SERVICE};
 use crate::control::{
     Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
     ToWorker,
@@ -226,6 +227,14 @@ impl Core {
             Ok(file) => file,
             Err(message) => return self.on_failed(id, &message),
         };
+        let hold = &config.gateway.options.hold;
+        let is_gateway = config.service == PROXY_SERVICE;
+        let spill_dir = match is_gateway.then(|| open_spill_dir(hold, self.run_dir.path(), of.user))
+        {
+            None => None,
+            Some(Ok(directory)) => directory,
+            Some(Err(message)) => return self.on_failed(id, &message),
+        };
         let resume_secret = self.parking.resume_secret(&config.parking);
         let configure = Configure {
             identity,
@@ -233,6 +242,7 @@ impl Core {
             has_load_map: self.steer.load_map().is_some(),
             has_totals: self.scoreboard.has_totals(),
             has_access_log: access_log.is_some(),
+            has_spill_dir: spill_dir.is_some(),
             supervisor_uid: nix::unistd::geteuid().as_raw(),
             resume_secret,
         };
@@ -240,6 +250,7 @@ impl Core {
         fds.extend(self.steer.load_map());
         fds.extend(credentials.as_ref().map(AsFd::as_fd));
         fds.extend(access_log.as_ref().map(AsFd::as_fd));
+        fds.extend(spill_dir.as_ref().map(AsFd::as_fd));
         self.send_with(id, &ToWorker::Configure(Box::new(configure)), &fds);
         fault_point!("supervisor.worker_configured");
         self.dirty = true;

@@ -2,7 +2,8 @@
 //!
 //! `generations` holds who there is; `process`, `confining` and `link` are one worker's process, what it
 //! is born with, and the connection to it; `life` goes from its start to its death; `watch`, `respawn`,
-//! `refilling` and `history` deal with those that hang or die; `scoreboard` and `counters` read what they count.
+//! `refilling` and `history` deal with those that hang or die; `scoreboard` and `counters` read what they count;
+//! `spilling` is the directory where they keep what they have no memory for.
 //!
 //! Must not know: in which order a reload proceeds.
 
@@ -16,4 +17,5 @@ pub mod process;
 mod refilling;
 pub mod respawn;
 pub mod scoreboard;
+pub mod spilling;
 pub mod watch;

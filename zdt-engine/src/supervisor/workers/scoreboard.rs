@@ -90,6 +90,8 @@ impl Board {
             counters.abandoned_requests = load(&totals.abandoned);
             counters.squeezed = load(&totals.squeezed);
             counters.shed = load(&totals.shed);
+            counters.spilled_requests = load(&totals.spilled);
+            counters.unspilled_requests = load(&totals.unspilled);
         }
         counters
     }

@@ -6,6 +6,7 @@
 //! Must not know: sockets' operations, the client's protocol.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,6 +14,7 @@ use slab::Slab;
 
 use super::exchange::{Exchange, Leaving, Link, LinkStage, NONE, Refusal, Stage, Todo, Tunnel};
 use super::head::{self, Framing};
+use super::spill::Spills;
 use super::table::Table;
 use crate::config::{GatewayConfig, GatewayOptions};
 use crate::control::GatewayStatus;
@@ -36,6 +38,7 @@ pub struct Core {
     pub links: Slab<Link>,
     pub exchanges: Slab<Exchange>,
     pub queue: RequestQueue,
+    pub spills: Spills,
     pub todo: VecDeque<Todo>,
     pub now_ms: u64,
     /// Exchanges that `Service::restore` has made and that have not got their sockets.
@@ -53,7 +56,8 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(config: &GatewayConfig, now_ms: u64) -> Self {
+    /// `spill_dir`: where bodies of held requests go, if they do.
+    pub fn new(config: &GatewayConfig, spill_dir: Option<OwnedFd>, now_ms: u64) -> Self {
         let share = |total: u64| (total / u64::from(config.workers.max(1))).max(1) as usize;
         let hold = &config.options.hold;
         let mut queue = RequestQueue::new(queue::Settings {
@@ -74,6 +78,7 @@ impl Core {
             links: Slab::new(),
             exchanges: Slab::new(),
             queue,
+            spills: Spills::new(hold, spill_dir, share),
             todo: VecDeque::new(),
             now_ms,
             restored: Vec::new(),
@@ -174,6 +179,7 @@ impl Core {
             active_ms: self.now_ms,
             held_ms: 0,
             is_adopted: false,
+            spill: None,
             trailers: Vec::new(),
             half_closed: false,
             frozen: false,
@@ -245,13 +251,11 @@ impl Core {
                     self.todo.push_back(Todo::Leave { exchange: index, serial });
                 }
             }
-            (_, Framing::Chunked) => {
-                use std::io::Write as _;
-                let _ = write!(exchange.out, "{:x}\r\n", bytes.len());
-                exchange.out.extend_from_slice(bytes);
-                exchange.out.extend_from_slice(b"\r\n");
+            (_, Framing::Chunked | Framing::Sized) => {
+                if !self.put_body(index, Some(bytes)) {
+                    return;
+                }
             }
-            (_, Framing::Sized) => exchange.out.extend_from_slice(bytes),
             // Without a body there is nothing that could be passed on.
             (_, Framing::None) if !exchange.awaits_tunnel() => return,
             (_, Framing::None) => {
@@ -270,18 +274,23 @@ impl Core {
         if exchange.awaits_tunnel() {
             return self.on_half_close(index);
         }
-        if exchange.framing == Framing::Chunked && !exchange.body_done {
-            exchange.out.extend_from_slice(b"0\r\n\r\n");
+        let is_failed = exchange.stage == Stage::Failed;
+        if !exchange.body_done && !is_failed && !self.put_body(index, None) {
+            return;
         }
-        exchange.body_done = true;
+        self.exchanges[index].body_done = true;
         self.after_input(index);
     }
 
     fn after_input(&mut self, index: usize) {
         self.send_later(index);
         let exchange = &self.exchanges[index];
-        // What is held is in the queue; the rest waits with the client.
-        let is_full = exchange.out.len() > WINDOW_BYTES || matches!(exchange.stage, Stage::Held(_));
+        // What is held is in the queue; the rest waits with the client, or goes to the disk.
+        let is_held = matches!(exchange.stage, Stage::Held(_));
+        let behind = exchange.spill.map_or(0, |spill| self.spills.files[spill].tail.len());
+        let is_full = exchange.out.len().max(behind) > WINDOW_BYTES;
+        let is_full =
+            if self.takes_body(index) { behind > WINDOW_BYTES } else { is_full || is_held };
         if is_full && !exchange.input_held {
             self.hold_input(index, true);
         }
@@ -308,6 +317,7 @@ impl Core {
         let exchange = &self.exchanges[index];
         if exchange.input_held
             && exchange.out.len() <= WINDOW_BYTES / 2
+            && exchange.spill.is_none()
             && !matches!(exchange.stage, Stage::Held(_) | Stage::Reconnecting)
             && !exchange.awaits_tunnel()
         {
@@ -332,6 +342,9 @@ impl Core {
     /// The client's side is over: an answer is complete, or nobody waits for it.
     pub fn release(&mut self, index: usize) {
         self.leave_client(index);
+        self.unhold(index);
+        let has_spill = self.exchanges[index].spill.is_some();
+        self.drop_spill(index);
         let exchange = self.exchanges.remove(index);
         self.restored.retain(|&one| one != index);
         if let Stage::Held(id) = exchange.stage {
@@ -340,7 +353,7 @@ impl Core {
         if exchange.is_replay {
             self.replaying -= 1;
         }
-        let is_sent = exchange.out.is_empty() && exchange.body_done;
+        let is_sent = exchange.out.is_empty() && exchange.body_done && !has_spill;
         if let Some(link) = exchange.link {
             self.unbind(link, is_sent);
         }

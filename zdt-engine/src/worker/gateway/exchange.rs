@@ -31,6 +31,8 @@ pub enum Todo {
     Input { exchange: usize, serial: u64, held: bool },
     /// Its application is to end: see [`Tunnel::leaving`].
     Leave { exchange: usize, serial: u64 },
+    /// Go on with this file of a held body.
+    Spill(usize),
     /// Tell the supervisor that an upstream is idle.
     Idle { url: String },
 }
@@ -149,6 +151,8 @@ pub struct Exchange {
     pub held_ms: u64,
     /// It was accepted by another worker: it is not dropped for want of room.
     pub is_adopted: bool,
+    /// What of its body is on the disk, behind `out`.
+    pub spill: Option<usize>,
     pub trailers: Vec<(String, Vec<u8>)>,
     /// The client sends nothing more.
     pub half_closed: bool,

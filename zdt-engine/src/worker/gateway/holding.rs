@@ -38,9 +38,14 @@ impl Core {
         match held {
             Ok(id) => {
                 self.exchanges[index].stage = Stage::Held(id);
-                if !self.exchanges[index].body_done && !self.exchanges[index].input_held {
+                if self.takes_body(index) {
+                    if self.exchanges[index].input_held {
+                        self.hold_input(index, false);
+                    }
+                } else if !self.exchanges[index].body_done && !self.exchanges[index].input_held {
                     self.hold_input(index, true);
                 }
+                self.spill_later(index);
                 while let Some(displaced) = self.queue.pop_displaced() {
                     self.drop_held(displaced.tag, "it had to make room for newer requests");
                 }
@@ -64,8 +69,9 @@ impl Core {
     }
 
     pub(super) fn drop_held(&mut self, tag: u64, why: &str) {
-        if let Some(exchange) = self.exchanges.get_mut(tag as usize) {
-            exchange.stage = Stage::Failed; // it is not in the queue any more
+        if self.exchanges.contains(tag as usize) {
+            self.unhold(tag as usize);
+            self.exchanges[tag as usize].stage = Stage::Failed; // it is not in the queue any more
             self.fail(tag as usize, 503, &format!("the request was held, but {why}"));
         }
     }
@@ -84,6 +90,7 @@ impl Core {
                 let mut bytes = self.buffer();
                 let Some(held) = self.queue.take(self.now_ms, scope, &mut bytes) else { break };
                 let index = held.tag as usize;
+                self.unhold(index);
                 let exchange = &mut self.exchanges[index];
                 exchange.put_before(bytes);
                 exchange.held_ms = held.age_ms;

@@ -69,6 +69,7 @@ impl Worker {
                 Todo::Input { exchange, serial, held } => {
                     self.with_exchange(&core, exchange, serial, |context| context.hold_input(held));
                 }
+                Todo::Spill(place) => self.run_spill(&core, place),
                 Todo::Idle { url } => self.tell(&crate::control::FromWorker::UpstreamIdle { url }),
                 Todo::Leave { exchange, serial } => {
                     let shared = Rc::clone(&core);

@@ -8,6 +8,8 @@
 //! | `core` | requests from the client's side: begun, fed, released |
 //! | `sending` | to an upstream, to another one, or to the client with a 502 |
 //! | `holding` | held, replayed, given up |
+//! | `spill` | what of a held body goes to the disk, and comes back |
+//! | `spilling` | such files in the worker's ring |
 //! | `watch` | time-outs, the supervisor's word, the figures |
 //! | `response` | from an upstream's bytes to the client |
 //! | `session` | the client's side: the service and its sessions |
@@ -16,7 +18,7 @@
 //! | `links` | upstream sockets in the worker's ring |
 //! | `moving` | what a handoff needs of all this |
 //!
-//! Everything but `links` and `moving` is without I/O: it changes [`Core`] and leaves [`Todo`]s, which
+//! Everything but `links`, `spilling` and `moving` is without I/O: it changes [`Core`] and leaves [`Todo`]s, which
 //! the worker works off after each completion. A client's session and the worker share the core; a
 //! session is called with it free, and nobody keeps it borrowed across a call of another part.
 //!
@@ -33,6 +35,8 @@ mod moving;
 mod response;
 mod sending;
 mod session;
+mod spill;
+mod spilling;
 mod state;
 mod table;
 mod watch;

@@ -1,13 +1,15 @@
-//! What a handoff needs of the gateway: a client's upstream sockets are frozen with it, travel beside
-//! its own, and start again where it does.
+//! What a handoff needs of the gateway: a client's upstream sockets, and the files of what is held for it, are frozen
+//! with it, travel beside its own socket, and start again where it does.
 //!
 //! Must not know: channels, offers.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::core::{Core, WINDOW_BYTES};
-use super::exchange::{Leaving, LinkStage, NONE, Stage, Todo};
+use super::exchange::{Exchange, Leaving, LinkStage, NONE, Stage, Todo};
+use super::spill::Doing;
 use crate::service::{ConnectionId, StreamId};
+use crate::sys;
 use crate::uring::Operation;
 use crate::worker::Worker;
 use crate::worker::tokens::Token;
@@ -27,6 +29,8 @@ impl Core {
     fn freeze(&mut self, index: usize) {
         let exchange = &mut self.exchanges[index];
         exchange.frozen = true;
+        self.unhold(index);
+        let exchange = &mut self.exchanges[index];
         if let Stage::Held(id) = exchange.stage {
             let mut bytes = Vec::new();
             if let Some(held) = self.queue.extract(self.now_ms, id, &mut bytes) {
@@ -67,6 +71,7 @@ impl Core {
             self.hold_input(index, true);
         }
         self.leave_replaced(index);
+        self.spill_later(index);
         let exchange = &self.exchanges[index];
         match exchange.link {
             Some(link) => {
@@ -104,21 +109,61 @@ impl Core {
         }
     }
 
-    /// How many sockets the exchanges need that were restored last.
-    pub fn sockets_expected(&self) -> usize {
-        self.restored.iter().filter(|&&index| self.exchanges[index].link.is_some()).count()
+    /// True if the exchange has something in a file that is not in memory: that travels, too.
+    fn unread_spill(&self, index: usize) -> Option<usize> {
+        self.exchanges[index].spill.filter(|&spill| self.spills.files[spill].unread() > 0)
     }
 
-    /// Gives the exchanges that were restored last their client and their sockets.
-    pub fn attach(&mut self, key: usize, connection: ConnectionId, sockets: Vec<OwnedFd>) {
-        let mut sockets = sockets.into_iter();
+    /// How many descriptors an exchange needs beside its client's.
+    pub(super) fn count_descriptors(&self, index: usize) -> usize {
+        usize::from(self.exchanges[index].link.is_some())
+            + usize::from(self.unread_spill(index).is_some())
+    }
+
+    /// Where the descriptors of a client's exchanges are, in the order in which they travel: by stream, an upstream's
+    /// socket before the file.
+    fn descriptors(&mut self, key: usize, mut visit: impl FnMut(&mut Option<OwnedFd>)) {
+        let mut exchanges: Vec<(StreamId, usize)> =
+            self.of_client(key).map(|index| (self.exchanges[index].stream, index)).collect();
+        exchanges.sort_unstable();
+        for (_, index) in exchanges {
+            self.descriptors_of(index, &mut visit);
+        }
+    }
+
+    fn descriptors_of(&mut self, index: usize, visit: &mut impl FnMut(&mut Option<OwnedFd>)) {
+        if let Some(link) = self.exchanges[index].link {
+            visit(&mut self.links[link].socket);
+        }
+        if let Some(spill) = self.unread_spill(index) {
+            visit(&mut self.spills.files[spill].file);
+        }
+    }
+
+    /// True if these are what the exchanges need that were restored last: as many, and files where there are to be
+    /// files.
+    pub(super) fn expects(&self, descriptors: &[OwnedFd]) -> bool {
+        let mut descriptors = descriptors.iter();
+        let fits = self.restored.iter().all(|&index| {
+            let exchange = &self.exchanges[index];
+            let has_socket = exchange.link.is_none() || descriptors.next().is_some();
+            let has_file = self.unread_spill(index).is_none_or(|spill| {
+                let bytes = self.spills.files[spill].written;
+                descriptors.next().is_some_and(|file| sys::file::is_file_of(file.as_fd(), bytes))
+            });
+            has_socket && has_file
+        });
+        fits && descriptors.next().is_none()
+    }
+
+    /// Gives the exchanges that were restored last their client and their descriptors.
+    pub fn attach(&mut self, key: usize, connection: ConnectionId, descriptors: Vec<OwnedFd>) {
+        let mut descriptors = descriptors.into_iter();
         for index in std::mem::take(&mut self.restored) {
             self.exchanges[index].key = key;
             self.exchanges[index].connection = connection;
             self.join_client(index);
-            if let Some(link) = self.exchanges[index].link {
-                self.links[link].socket = sockets.next();
-            }
+            self.descriptors_of(index, &mut |place| *place = descriptors.next());
         }
     }
 }
@@ -145,57 +190,53 @@ impl Worker {
         self.run_gateway();
     }
 
-    /// How many sockets travel with a client's.
+    /// How many descriptors travel with a client's: upstreams' sockets, and files of what is held.
     pub(in crate::worker) fn count_upstreams(&self, key: usize) -> usize {
         let Some(core) = &self.gateway else { return 0 };
         let core = core.borrow();
-        core.of_client(key).filter(|&index| core.exchanges[index].link.is_some()).count()
+        core.of_client(key).map(|index| core.count_descriptors(index)).sum()
     }
 
-    /// True while no operation names a socket of a client's upstreams.
+    /// True while no operation names one of them.
     pub(in crate::worker) fn upstreams_are_quiet(&self, key: usize) -> bool {
         let Some(core) = &self.gateway else { return true };
         let core = core.borrow();
-        core.of_client(key)
-            .filter_map(|index| core.exchanges[index].link)
-            .all(|link| core.links[link].is_quiet())
+        core.of_client(key).all(|index| {
+            let Exchange { link, spill, .. } = &core.exchanges[index];
+            link.is_none_or(|link| core.links[link].is_quiet())
+                && spill.is_none_or(|spill| core.spills.files[spill].doing == Doing::Nothing)
+        })
     }
 
-    /// The sockets that travel with a client's.
+    /// Those descriptors.
     pub(in crate::worker) fn take_upstreams(&mut self, key: usize) -> Vec<OwnedFd> {
-        let Some(core) = &self.gateway else { return Vec::new() };
-        let mut core = core.borrow_mut();
-        let mut links: Vec<(u64, usize)> = core
-            .of_client(key)
-            .filter_map(|index| Some((core.exchanges[index].stream, core.exchanges[index].link?)))
-            .collect();
-        links.sort_unstable();
-        links.into_iter().filter_map(|(_, link)| core.links[link].socket.take()).collect()
+        let mut taken = Vec::new();
+        if let Some(core) = &self.gateway {
+            core.borrow_mut().descriptors(key, |place| taken.extend(place.take()));
+        }
+        taken
     }
 
     /// Nobody took them.
-    pub(in crate::worker) fn give_upstreams_back(&mut self, key: usize, sockets: Vec<OwnedFd>) {
-        let Some(core) = &self.gateway else { return };
-        let mut core = core.borrow_mut();
-        let mut links: Vec<(u64, usize)> = core
-            .of_client(key)
-            .filter_map(|index| Some((core.exchanges[index].stream, core.exchanges[index].link?)))
-            .collect();
-        links.sort_unstable();
-        for ((_, link), socket) in links.into_iter().zip(sockets) {
-            core.links[link].socket = Some(socket);
+    pub(in crate::worker) fn give_upstreams_back(&mut self, key: usize, given: Vec<OwnedFd>) {
+        let mut given = given.into_iter();
+        if let Some(core) = &self.gateway {
+            core.borrow_mut().descriptors(key, |place| *place = given.next());
         }
     }
 
-    /// True if so many sockets belong to the connection that was restored last.
-    pub(in crate::worker) fn expects_upstreams(&self, count: usize) -> bool {
-        self.gateway.as_ref().map_or(0, |core| core.borrow().sockets_expected()) == count
+    /// True if these descriptors belong to the connection that was restored last.
+    pub(in crate::worker) fn expects_upstreams(&self, descriptors: &[OwnedFd]) -> bool {
+        match &self.gateway {
+            Some(core) => core.borrow().expects(descriptors),
+            None => descriptors.is_empty(),
+        }
     }
 
     /// The connection that was restored last is at `key`.
-    pub(in crate::worker) fn attach_upstreams(&mut self, key: usize, sockets: Vec<OwnedFd>) {
+    pub(in crate::worker) fn attach_upstreams(&mut self, key: usize, descriptors: Vec<OwnedFd>) {
         if let Some(core) = &self.gateway {
-            core.borrow_mut().attach(key, self.entries[key].id, sockets);
+            core.borrow_mut().attach(key, self.entries[key].id, descriptors);
         }
     }
 

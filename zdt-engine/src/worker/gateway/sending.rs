@@ -85,6 +85,7 @@ impl Core {
         }
         exchange.active_ms = self.now_ms;
         self.send_later(index);
+        self.spill_later(index);
     }
 
     /// A link is connected.
@@ -139,6 +140,7 @@ impl Core {
         if !known.out.is_empty() || known.half_closed {
             self.send_later(exchange);
         }
+        self.spill_later(exchange);
         self.release_input(exchange);
     }
 
@@ -201,6 +203,8 @@ impl Core {
 
     /// The client is told, if that is possible, and its exchange is over.
     pub fn fail(&mut self, index: usize, status: u16, reason: &str) {
+        self.unhold(index);
+        self.drop_spill(index);
         let exchange = &mut self.exchanges[index];
         if let Stage::Held(id) = exchange.stage {
             self.queue.cancel(id);

@@ -15,8 +15,8 @@ use crate::service::{
 pub const KIND: &str = "zdt.proxy";
 
 /// Versions of what they save. The second one has more to say than builds before it know, and is written
-/// only where there is more to say.
-pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=2;
+/// only where there is more to say; the third one only where a file travels, or is to be made.
+pub const VERSIONS: std::ops::RangeInclusive<u16> = 1..=3;
 
 /// The service over that core.
 pub fn service(core: Shared) -> Box<dyn Service> {
@@ -30,11 +30,14 @@ impl Service for Proxy {
         let begun = self.0.borrow_mut().begin(request, context);
         match begun {
             Ok(exchange) => {
-                let known = &mut self.0.borrow_mut().exchanges[exchange];
-                known.input_held |= matches!(known.stage, Stage::Held(_));
+                let mut core = self.0.borrow_mut();
+                let is_taken = core.takes_body(exchange);
+                let known = &mut core.exchanges[exchange];
+                known.input_held |= matches!(known.stage, Stage::Held(_)) && !is_taken;
                 if known.input_held {
                     context.hold_input(true);
                 }
+                drop(core);
                 Outcome::Session(Box::new(ProxySession { core: Rc::clone(&self.0), exchange }))
             }
             Err(Refusal { status, reason }) => {

@@ -1,5 +1,6 @@
 //! A request in progress as bytes, for another worker: what has been sent, what is to be sent, what
-//! has arrived, how long it has been held. Its upstream's socket travels beside it.
+//! has arrived, how long it has been held. Its upstream's socket travels beside it, and the file with what
+//! of its body has no place in memory.
 //!
 //! Must not know: how it travels.
 
@@ -9,6 +10,7 @@ use super::core::Core;
 use super::exchange::{Exchange, Leaving, Link, LinkStage, NONE, Stage, Tunnel};
 use super::frames::{Frames, SAVED_BYTES};
 use super::head::Framing;
+use super::spill::{Doing, Spill};
 use crate::config::UpstreamAddress;
 use crate::proto::http1::client::{ClientHead, Http1Client};
 use crate::queue::Priority;
@@ -16,6 +18,9 @@ use crate::service::{Busy, RestoreError};
 
 /// Most bytes of any one part.
 const MAX_PART_BYTES: usize = 32 << 20;
+
+/// Most bytes of a file that travels; nobody's bounds are that wide.
+const MAX_FILE_BYTES: u64 = 1 << 40;
 
 const WAITING: u8 = 0;
 const SENT: u8 = 1;
@@ -40,7 +45,8 @@ const ANSWERED: u16 = 1 << 10;
 const UNANSWERED: u16 = 1 << 11;
 const ALL_FLAGS: u16 = (1 << 12) - 1;
 
-/// Fixed part; then route, upstream's URL, out, sent, pending, tunnel head, trailers (JSON).
+/// Fixed part; then route, upstream's URL, out, sent, pending, tunnel head, trailers (JSON), and, since version 3, what
+/// of its body is not in memory: [`SpillHead`] and what comes behind the file.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct ExchangeHead {
@@ -62,7 +68,17 @@ struct ExchangeHead {
     has_link: u32,
     /// Of the tunnel's head so many bytes at its end are what the client sent too early; since version 2.
     early_bytes: u32,
-    reserved: [u32; 3],
+    /// Of what has a file; since version 3.
+    spill_bytes: u32,
+    reserved: [u32; 2],
+}
+
+/// From where to where the file beside the connection is still to be sent; from 0 to 0 if there is none.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct SpillHead {
+    read: u64,
+    written: u64,
 }
 
 const _: () = assert!(size_of::<ExchangeHead>() == 24 + 32 + 28 + 8 + 48 + 4 + 16);
@@ -73,7 +89,11 @@ impl Core {
         let exchange = &self.exchanges[index];
         let has_early = exchange.tunnel.as_ref().is_some_and(|tunnel| !tunnel.early.is_empty());
         let is_reset = exchange.link.is_some_and(|link| self.links[link].reset);
-        if has_early || is_reset || exchange.stage == Stage::Failed { 2 } else { 1 }
+        match has_early || is_reset || exchange.stage == Stage::Failed {
+            _ if exchange.spill.is_some() => 3,
+            true => 2,
+            false => 1,
+        }
     }
 
     /// Writes an exchange down. It must be frozen.
@@ -124,7 +144,20 @@ impl Core {
             &opening,
             &trailers,
         ];
-        if parts.iter().map(|part| part.len()).sum::<usize>() > MAX_PART_BYTES {
+        let spill = exchange.spill.map(|spill| &self.spills.files[spill]);
+        if spill.is_some_and(|spill| spill.doing != Doing::Nothing) {
+            return Err(Busy("spilling")); // a handoff waits for it
+        }
+        let spill = spill.map_or(Vec::new(), |spill| {
+            let Spill { read, written, .. } = *spill;
+            let head = match written - read {
+                0 => SpillHead { read: 0, written: 0 },
+                _ => SpillHead { read, written },
+            };
+            [bytemuck::bytes_of(&head), &spill.tail].concat()
+        });
+        let in_all = parts.iter().map(|part| part.len()).sum::<usize>() + spill.len();
+        if in_all > MAX_PART_BYTES {
             return Err(Busy("record-too-large"));
         }
         let head = ExchangeHead {
@@ -163,12 +196,14 @@ impl Core {
             down: tunnel.down.save(),
             has_link: u32::from(link.is_some()),
             early_bytes: tunnel.early.len() as u32,
-            reserved: [0; 3],
+            spill_bytes: spill.len() as u32,
+            reserved: [0; 2],
         };
         bytes.extend_from_slice(bytemuck::bytes_of(&head));
         for part in parts {
             bytes.extend_from_slice(part);
         }
+        bytes.extend_from_slice(&spill);
         Ok(())
     }
 
@@ -187,6 +222,7 @@ impl Core {
             *part = this;
             rest = behind;
         }
+        let (spill, rest) = rest.split_at_checked(head.spill_bytes as usize)?;
         if !rest.is_empty() || head.flags & !ALL_FLAGS != 0 || head.padding != 0 {
             return None;
         }
@@ -232,6 +268,17 @@ impl Core {
             Some(None) => return None,
             Some(tunnel) => tunnel,
             None => None,
+        };
+        let spill = match spill.split_first_chunk::<{ size_of::<SpillHead>() }>() {
+            Some((head, tail)) => {
+                let SpillHead { read, written }: SpillHead = bytemuck::pod_read_unaligned(head);
+                let has_any = stage != Stage::Failed && !is_tunnel;
+                let is_sound = (read < written || written == 0) && written <= MAX_FILE_BYTES;
+                let is_sound = is_sound && read <= written;
+                (has_any && is_sound).then_some(Some((read, written, tail)))?
+            }
+            None if spill.is_empty() => None,
+            None => return None,
         };
         let machine = Http1Client::restore(&head.client).ok()?;
         // A route that is not there any more has had its requests accepted: the last one answers them.
@@ -284,6 +331,7 @@ impl Core {
             active_ms: self.now_ms,
             held_ms: head.held_ms,
             is_adopted: true,
+            spill: None,
             trailers,
             half_closed: has(HALF_CLOSED),
             frozen: true,
@@ -294,6 +342,9 @@ impl Core {
             tunnel,
         };
         let index = self.insert(exchange);
+        if let Some((read, written, tail)) = spill {
+            self.restore_spill(index, read, written, tail.to_vec());
+        }
         if let Some(upstream) = upstream {
             self.table.upstreams[upstream].outstanding += 1;
             let link = self.links.insert(Link {

@@ -191,6 +191,8 @@ impl Core {
         totals.displaced.store(metrics.displaced, Relaxed);
         totals.expired.store(metrics.expired, Relaxed);
         totals.abandoned.store(self.status.abandoned, Relaxed);
+        totals.spilled.store(self.status.spilled_total, Relaxed);
+        totals.unspilled.store(self.status.unspilled, Relaxed);
     }
 
     /// The figures.
@@ -208,7 +210,7 @@ impl Core {
         });
         GatewayStatus {
             held_requests: stats.total.requests,
-            held_bytes: stats.memory_bytes,
+            held_bytes: stats.memory_bytes + self.spills.beside_bytes() as u64,
             oldest_age_ms: stats.total.oldest_age_ms,
             by_priority: stats.by_priority.to_vec(),
             held_by_route: held.filter(|(_, count)| *count > 0).collect(),
@@ -217,6 +219,8 @@ impl Core {
             expired: metrics.expired,
             flushed: metrics.flushed,
             compressed: metrics.compressed,
+            spilled_requests: self.spills.requests(),
+            spilled_bytes: self.spills.bytes(),
             upstreams: upstreams.collect(),
             ..self.status.clone()
         }

@@ -9,6 +9,7 @@ mod moving;
 mod proxy;
 mod retry;
 mod smuggling;
+mod spill;
 mod swap;
 mod switching;
 mod takeover;
@@ -93,7 +94,11 @@ pub fn read_answer(stream: &mut TcpStream) -> Answer {
     let mut bytes = Vec::new();
     let mut piece = [0; 16 << 10];
     loop {
-        let count = stream.read(&mut piece).expect("read");
+        let count = match stream.read(&mut piece) {
+            // A time-out makes it a call that does not go on by itself after a stop.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            result => result.expect("read"),
+        };
         assert!(count > 0, "cut off: {:?}", String::from_utf8_lossy(&bytes));
         bytes.extend_from_slice(&piece[..count]);
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { continue };

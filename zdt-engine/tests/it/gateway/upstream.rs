@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -107,6 +108,19 @@ impl Drop for Upstream {
             self.end();
         }
     }
+}
+
+/// A port at which nobody listens until [`Upstream::start_at`] does, and that no other test gets meanwhile: the
+/// socket is bound to it, and refuses connections.
+pub fn reserve() -> (OwnedFd, SocketAddr) {
+    use nix::sys::socket::*;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .expect("socket");
+    // As whoever listens there later has it.
+    setsockopt(&socket, sockopt::ReuseAddr, &true).expect("SO_REUSEADDR");
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("bind");
+    let place: SockaddrIn = getsockname(socket.as_raw_fd()).expect("its address");
+    (socket, std::net::SocketAddrV4::from(place).into())
 }
 
 fn listener(address: SocketAddr) -> TcpListener {

@@ -131,6 +131,7 @@ impl TestWorker {
             has_load_map: false,
             has_totals: false,
             has_access_log: false,
+            has_spill_dir: false,
             supervisor_uid: nix::unistd::geteuid().as_raw(),
             resume_secret: None,
         };
