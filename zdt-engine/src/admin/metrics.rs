@@ -70,47 +70,47 @@ fn generations(page: &mut Page, status: &Status) {
 }
 
 fn connections(page: &mut Page, status: &Status) {
-    let buffered: u64 =
-        status.worker_stats.values().map(|worker| worker.figures.buffered_bytes).sum();
-    page.gauge("zdt_buffered_bytes", "What clients make the workers hold.").plain(float(buffered));
+    let workers = status.worker_stats.values();
+    let buffered: f64 = workers.map(|worker| float(worker.figures.buffered_bytes)).sum();
+    page.gauge("zdt_buffered_bytes", "What clients make the workers hold.").plain(buffered);
     let gateways = status.worker_stats.values().filter_map(|one| one.figures.gateway.as_deref());
-    let spilled = gateways.map(|gateway| gateway.spilled_bytes).sum::<u64>();
-    page.gauge("zdt_spilled_bytes", "Bodies of held requests on the disk.").plain(float(spilled));
-    let mut by_kind: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    let mut draining: BTreeMap<&str, u64> = BTreeMap::new();
+    let spilled: f64 = gateways.map(|gateway| float(gateway.spilled_bytes)).sum();
+    page.gauge("zdt_spilled_bytes", "Bodies of held requests on the disk.").plain(spilled);
+    let mut by_kind: BTreeMap<(&str, &str), f64> = BTreeMap::new();
+    let mut draining: BTreeMap<&str, f64> = BTreeMap::new();
     for worker in status.worker_stats.values() {
-        let mut known = 0;
+        let mut known = 0u64;
         for (protocol, count) in &worker.figures.by_protocol {
-            *by_kind.entry((&worker.state, protocol)).or_default() += count;
-            known += count;
+            *by_kind.entry((&worker.state, protocol)).or_default() += float(*count);
+            known = known.saturating_add(*count);
         }
         let unknown = worker.figures.connections.saturating_sub(known);
         if unknown > 0 {
-            *by_kind.entry((&worker.state, "unknown")).or_default() += unknown;
+            *by_kind.entry((&worker.state, "unknown")).or_default() += float(unknown);
         }
         for (reason, count) in &worker.figures.draining {
-            *draining.entry(reason).or_default() += count;
+            *draining.entry(reason).or_default() += float(*count);
         }
     }
     let help = "Open connections, by what their worker does and by protocol.";
     let mut metric = page.gauge("zdt_connections", help);
     for ((state, protocol), count) in by_kind {
-        metric.labelled(&[("state", state), ("protocol", protocol)], float(count));
+        metric.labelled(&[("state", state), ("protocol", protocol)], count);
     }
-    let mut by_transport: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut by_transport: BTreeMap<&str, f64> = BTreeMap::new();
     for worker in status.worker_stats.values() {
         for (transport, count) in &worker.figures.by_transport {
-            *by_transport.entry(transport).or_default() += count;
+            *by_transport.entry(transport).or_default() += float(*count);
         }
     }
     let mut metric = page.gauge("zdt_transports", "Open connections, by what they go over.");
     for (transport, count) in by_transport {
-        metric.labelled(&[("transport", transport)], float(count));
+        metric.labelled(&[("transport", transport)], count);
     }
     let help = "Connections that could not be handed over and drain, by reason.";
     let mut metric = page.gauge("zdt_draining_connections", help);
     for (reason, count) in draining {
-        metric.labelled(&[("reason", reason)], float(count));
+        metric.labelled(&[("reason", reason)], count);
     }
 }
 

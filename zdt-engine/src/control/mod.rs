@@ -326,6 +326,16 @@ pub enum FromWorker {
 
 /// Entries of [`WorkerStatus::service_us`]; the last one counts everything that took longer.
 pub const SERVICE_TIME_BUCKETS: usize = 26;
+/// The sum of figures from workers, any of which may claim any number.
+pub fn total(figures: impl IntoIterator<Item = u64>) -> u64 {
+    figures.into_iter().fold(0, u64::saturating_add)
+}
+
+/// Adds to such a sum.
+pub fn add(sum: &mut u64, figure: u64) {
+    *sum = sum.saturating_add(figure);
+}
+
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -479,40 +489,44 @@ pub struct GatewayStatus {
 impl GatewayStatus {
     /// Adds another worker's.
     pub fn add(&mut self, other: &GatewayStatus) {
-        self.requests += other.requests;
-        self.held_requests += other.held_requests;
-        self.held_bytes += other.held_bytes;
         self.oldest_age_ms = self.oldest_age_ms.max(other.oldest_age_ms);
         self.by_priority.resize(self.by_priority.len().max(other.by_priority.len()), 0);
         for (mine, theirs) in self.by_priority.iter_mut().zip(&other.by_priority) {
-            *mine += theirs;
+            add(mine, *theirs);
         }
         for (route, held) in &other.held_by_route {
-            *self.held_by_route.entry(route.clone()).or_default() += held;
+            add(self.held_by_route.entry(route.clone()).or_default(), *held);
         }
-        self.held_total += other.held_total;
-        self.replayed += other.replayed;
-        self.rejected += other.rejected;
-        self.displaced += other.displaced;
-        self.expired += other.expired;
-        self.abandoned += other.abandoned;
-        self.flushed += other.flushed;
-        self.compressed += other.compressed;
-        self.spilled_requests += other.spilled_requests;
-        self.spilled_bytes += other.spilled_bytes;
-        self.spilled_total += other.spilled_total;
-        self.unspilled += other.unspilled;
-        self.retries += other.retries;
-        self.upstream_failures += other.upstream_failures;
-        self.tunnels += other.tunnels;
-        self.reconnected += other.reconnected;
+        for (mine, theirs) in [
+            (&mut self.requests, other.requests),
+            (&mut self.held_requests, other.held_requests),
+            (&mut self.held_bytes, other.held_bytes),
+            (&mut self.held_total, other.held_total),
+            (&mut self.replayed, other.replayed),
+            (&mut self.rejected, other.rejected),
+            (&mut self.displaced, other.displaced),
+            (&mut self.expired, other.expired),
+            (&mut self.abandoned, other.abandoned),
+            (&mut self.flushed, other.flushed),
+            (&mut self.compressed, other.compressed),
+            (&mut self.spilled_requests, other.spilled_requests),
+            (&mut self.spilled_bytes, other.spilled_bytes),
+            (&mut self.spilled_total, other.spilled_total),
+            (&mut self.unspilled, other.unspilled),
+            (&mut self.retries, other.retries),
+            (&mut self.upstream_failures, other.upstream_failures),
+            (&mut self.tunnels, other.tunnels),
+            (&mut self.reconnected, other.reconnected),
+        ] {
+            add(mine, theirs);
+        }
         for theirs in &other.upstreams {
             match self.upstreams.iter_mut().find(|mine| mine.url == theirs.url) {
                 None => self.upstreams.push(theirs.clone()),
                 Some(mine) => {
                     mine.healthy &= theirs.healthy;
-                    mine.outstanding += theirs.outstanding;
-                    mine.idle += theirs.idle;
+                    add(&mut mine.outstanding, theirs.outstanding);
+                    add(&mut mine.idle, theirs.idle);
                 }
             }
         }

@@ -24,7 +24,7 @@ use self::health::Health;
 pub use self::inheriting::end_orphaned_applications;
 use self::swapping::{Swap, Swaps};
 use crate::config::{GatewayConfig, GatewayOptions, PROXY_SERVICE, RouteTarget, UpstreamTarget};
-use crate::control::ToWorker;
+use crate::control::{ToWorker, total};
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
 use crate::supervisor::handle::{
@@ -345,7 +345,8 @@ impl Core {
             let (before, after) = (before.await, after.await);
             let flushed = |status: &Status| -> u64 {
                 let figures = status.worker_stats.values().map(|worker| &worker.figures);
-                figures.filter_map(|one| one.gateway.as_ref()).map(|gateway| gateway.flushed).sum()
+                let gateways = figures.filter_map(|one| one.gateway.as_ref());
+                total(gateways.map(|gateway| gateway.flushed))
             };
             let count = |status: Option<&Status>| status.map_or(0, &flushed);
             let (before, after) = (before.ok(), after.ok());

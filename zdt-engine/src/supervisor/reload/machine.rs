@@ -11,7 +11,7 @@ use super::moving::{HandingOff, Settling};
 use super::rollback::RollingBack;
 use super::stages::{Stage, Starting};
 use super::{Facts, Outcome};
-use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker};
+use crate::control::{FromWorker, HandoffReport, Hello, IncomingReport, ToWorker, total};
 use crate::supervisor::WorkerId;
 use crate::supervisor::sockets::plan::{self, Batch, ChannelPlan};
 
@@ -464,9 +464,9 @@ impl Machine {
 
     /// Connections that have moved, and that are still to move, by the latest reports.
     pub fn progress(&self) -> (u64, u64) {
-        let reports = self.shared.facts.reports.values();
-        reports
-            .fold((0, 0), |(moved, left), report| (moved + report.moved, left + report.remaining))
+        let reports = || self.shared.facts.reports.values();
+        let moved = total(reports().map(|report| report.moved));
+        (moved, total(reports().map(|report| report.remaining)))
     }
 
     fn take_actions(&mut self) -> Vec<Action> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::CanaryReport;
-use crate::control::{HandoffReport, IncomingReport};
+use crate::control::{self, HandoffReport, IncomingReport};
 use crate::supervisor::WorkerId;
 
 /// How a reload ended.
@@ -228,12 +228,12 @@ impl Verdict {
         let mut drain_reasons = BTreeMap::new();
         for (_, report) in facts.reports.iter().filter(|(worker, _)| outgoing(worker)) {
             for (reason, count) in &report.staying {
-                *drain_reasons.entry(reason.clone()).or_default() += count;
+                control::add(drain_reasons.entry(reason.clone()).or_default(), *count);
             }
         }
         let mut drain = |reason: &str, count: u64| {
             if count > 0 {
-                *drain_reasons.entry(reason.to_owned()).or_default() += count;
+                control::add(drain_reasons.entry(reason.to_owned()).or_default(), count);
             }
         };
         for worker in tallies.keys().filter(|worker| outgoing(worker) && !tally(worker).dead) {
@@ -244,15 +244,13 @@ impl Verdict {
             }
         }
         // A worker's own report is exact; of one that could not give it the scoreboard tells.
-        let taken_by_serving: u64 = tallies
-            .keys()
-            .filter(|worker| !outgoing(worker))
-            .map(|worker| match facts.incoming.get(worker) {
+        let serving = tallies.keys().filter(|worker| !outgoing(worker));
+        let taken_by_serving =
+            control::total(serving.map(|worker| match facts.incoming.get(worker) {
                 Some(report) if !tally(worker).dead => report.adopted,
                 _ if tally(worker).dead => 0,
                 _ => tally(worker).adopted_in,
-            })
-            .sum();
+            }));
         let all_tallies: Vec<Tally> = tallies.values().copied().collect();
         let reports = facts.reports.values();
         let moving = || facts.reports.values().filter(|report| report.moved > 0);
@@ -262,7 +260,7 @@ impl Verdict {
             handoff_ms: ended_ns.saturating_sub(began_ns) as f64 / 1e6,
             reload_successful: committed,
             migrated_connections: if committed { taken_by_serving } else { 0 },
-            drained_connections: drain_reasons.values().sum(),
+            drained_connections: control::total(drain_reasons.values().copied()),
             lost_connections: lost_connections(&all_tallies),
             replayed_requests: *replayed,
             blackout_us: Blackout::from_counts(
@@ -272,8 +270,8 @@ impl Verdict {
             error: outcome.error(),
             warnings: facts.warnings.clone(),
             returned_connections: if committed { 0 } else { taken_by_serving },
-            refused_offers: reports.clone().map(|report| report.refused).sum(),
-            reclaimed_offers: reports.map(|report| report.reclaimed).sum(),
+            refused_offers: control::total(reports.clone().map(|report| report.refused)),
+            reclaimed_offers: control::total(reports.map(|report| report.reclaimed)),
             drain_reasons,
             canary: facts.canary.clone(),
             rollback_possible: !facts.rollback_impossible,

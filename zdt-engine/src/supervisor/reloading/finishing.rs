@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::restart;
 use super::{ActiveReload, QueuedReload, Wanted};
 use crate::config::{FIXED, Strategy};
+use crate::control;
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
 use crate::supervisor::handle::Reply;
@@ -107,7 +108,7 @@ impl Core {
         verdict.restart_required.clone_from(&reload.restart_required);
         verdict.rollback = reload.rollback;
         verdict.revived = reload.revived.is_some();
-        self.totals.lost_connections += verdict.lost_connections;
+        control::add(&mut self.totals.lost_connections, verdict.lost_connections);
         self.totals.migrated_connections += verdict.migrated_connections;
         if reload.blue.is_some() {
             self.announce(verdict, &reload.waiters);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::control::{RehearsalReport, ToWorker};
+use crate::control::{self, RehearsalReport, ToWorker};
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
 use crate::supervisor::handle::{TestMigration, UnmovableConnection};
@@ -120,12 +120,12 @@ impl Core {
             ..TestMigration::default()
         };
         for (&worker, report) in &one.answers {
-            result.tested_connections += report.tested;
-            result.bytes += report.bytes;
+            control::add(&mut result.tested_connections, report.tested);
+            control::add(&mut result.bytes, report.bytes);
             result.largest_bytes = result.largest_bytes.max(report.largest_bytes);
             result.longest_busy_ms = result.longest_busy_ms.max(report.busy_us as f64 / 1_000.0);
             for (reason, count) in &report.reasons {
-                *result.drain_reasons.entry(reason.clone()).or_default() += count;
+                control::add(result.drain_reasons.entry(reason.clone()).or_default(), *count);
             }
             result.would_drain.extend(
                 report
@@ -134,7 +134,7 @@ impl Core {
                     .map(|one| UnmovableConnection { worker, connection: one.clone() }),
             );
         }
-        let staying: u64 = result.drain_reasons.values().sum();
+        let staying = control::total(result.drain_reasons.values().copied());
         result.movable_connections = result.tested_connections.saturating_sub(staying);
         result.unnamed = staying.saturating_sub(result.would_drain.len() as u64);
         result.test_successful = staying == 0 && result.silent_workers.is_empty();

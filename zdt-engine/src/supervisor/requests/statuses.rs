@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::control::{ToWorker, WorkerStatus};
+use crate::control::{self, ToWorker, WorkerStatus};
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
 use crate::supervisor::handle::{
@@ -176,7 +176,8 @@ impl Core {
                 (id, stats)
             })
             .collect();
-        let active_connections = worker_stats.values().map(|one| one.figures.connections).sum();
+        let active_connections =
+            control::total(worker_stats.values().map(|one| one.figures.connections));
         let problems = self.problems(&worker_stats);
         let reloading = self.drained_for_restart
             || self.reload.as_ref().is_some_and(|reload| reload.blue.is_some());
@@ -186,7 +187,7 @@ impl Core {
             (false, false) => "degraded",
         };
         let gateways = worker_stats.values().filter_map(|one| one.figures.gateway.as_deref());
-        let buffered_requests = gateways.map(|gateway| gateway.held_requests).sum();
+        let buffered_requests = control::total(gateways.map(|gateway| gateway.held_requests));
         let migration = if self.settings.migrate_connections { health } else { "disabled" };
         Status {
             status: health.to_owned(),

@@ -167,6 +167,6 @@ async fn hear(socket: &AsyncFd<OwnedFd>) -> Option<(FromWorker, Vec<OwnedFd>)> {
     let receive = |socket: &OwnedFd| receive(socket.as_fd(), &mut buffer);
     match socket.async_io(Interest::READABLE, receive).await.ok()?? {
         LinkEvent::Message(message, descriptors) => Some((*message, descriptors)),
-        LinkEvent::Malformed(_) | LinkEvent::Exited => None,
+        LinkEvent::Malformed(_) | LinkEvent::HungUp | LinkEvent::Exited => None,
     }
 }

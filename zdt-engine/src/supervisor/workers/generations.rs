@@ -145,6 +145,13 @@ pub struct Worker {
     pub baseline: (u64, u64),
 }
 
+impl Worker {
+    /// It is killed then, or earlier if that was to be.
+    pub fn kill_by(&mut self, at: Instant) {
+        self.kill_at = Some(self.kill_at.map_or(at, |known| known.min(at)));
+    }
+}
+
 /// The real addresses for the configured ones: port 0 means whatever port a known address of the
 /// same IP has, if there is one.
 pub fn resolve_addresses(configured: &[SocketAddr], known: &[SocketAddr]) -> Vec<SocketAddr> {

@@ -13,7 +13,7 @@ use super::spilling::open_spill_dir;
 use super::watch::Pulse;
 use crate::config::{AccessLogFormat, AccessLogOptions, PROXY_SERVICE};
 use crate::control::{
-    Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
+    self, Configure, FromWorker, Hello, Identity, ListenerInfo, MAX_MESSAGE_FDS, PROTOCOL_VERSIONS,
     ToWorker,
 };
 use crate::state::{FORMAT_READS, FORMAT_WRITES};
@@ -120,7 +120,17 @@ impl Core {
                 tracing::error!(worker, reason, "speaks nonsense; ending it");
                 self.end_now(worker);
             }
+            LinkEvent::HungUp => self.on_hung_up(worker),
             LinkEvent::Exited => self.on_exit(worker),
+        }
+    }
+
+    /// No command reaches it any more, so that every reload would fail.
+    fn on_hung_up(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if !matches!(worker.phase, WorkerPhase::Draining | WorkerPhase::Ending) {
+            tracing::error!(worker = id, "has hung up on the supervisor; ending it");
+            self.end_for(id, "hung up on the supervisor".to_owned());
         }
     }
 
@@ -138,9 +148,7 @@ impl Core {
                 self.on_rehearsed(worker, request, *report)
             }
             FromWorker::UpstreamIdle { url } => self.on_worker_upstream_idle(worker, &url),
-            FromWorker::Drained => {
-                self.expect_exit(worker);
-            }
+            FromWorker::Drained => self.on_drained(worker),
             FromWorker::Failed { message } => self.on_failed(worker, &message),
             FromWorker::Parked { count } => self.on_parked(worker, count, &fds),
             FromWorker::Unpark { request, id } => self.on_unpark(worker, request, &id),
@@ -159,6 +167,10 @@ impl Core {
 
     /// A worker cannot go on. A green one fails its reload with the worker's own words.
     fn on_failed(&mut self, id: WorkerId, message: &str) {
+        // Once: it has no time to say more.
+        if self.workers.get(&id).is_none_or(|worker| worker.why.is_some()) {
+            return;
+        }
         tracing::error!(worker = id, "{message}");
         let green = self.reload.as_ref().map(|reload| reload.green);
         let generation = self.place_of(id).map(|(generation, _)| generation);
@@ -169,7 +181,7 @@ impl Core {
         // Not an end that was asked for: its place is filled again.
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.why = Some(message.to_owned());
-            worker.kill_at = Some(Instant::now() + EXIT_GRACE);
+            worker.kill_by(Instant::now() + EXIT_GRACE);
         }
     }
 
@@ -419,12 +431,16 @@ impl Core {
         }
     }
 
-    fn expect_exit(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&id) {
+    /// A worker says that it has nothing left, and exits. If nobody has asked it to drain, that is an end
+    /// like others: its place is filled again.
+    fn on_drained(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if matches!(worker.phase, WorkerPhase::Draining | WorkerPhase::Ending) {
             worker.phase = WorkerPhase::Ending;
-            let at = Instant::now() + EXIT_GRACE;
-            worker.kill_at = Some(worker.kill_at.map_or(at, |known| known.min(at)));
+        } else {
+            tracing::warn!(worker = id, "has drained, for which nobody has asked");
         }
+        worker.kill_by(Instant::now() + EXIT_GRACE);
     }
 
     /// What the scoreboard says of a worker, relative to the flip of the present reload.
@@ -510,7 +526,7 @@ impl Core {
             reload.arming_shared.remove(&id);
             self.machine_events.push_back(Event::Exited { worker: id, how: how.clone() });
         } else {
-            self.totals.lost_connections += tally.connections;
+            control::add(&mut self.totals.lost_connections, tally.connections);
         }
         if phase == Some(Phase::Serving) && !expected && !self.place_is_held(generation, index) {
             self.fill_place_after(generation, index, ending, &how);

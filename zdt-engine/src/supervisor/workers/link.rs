@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,6 +21,9 @@ use crate::supervisor::WorkerId;
 /// Messages that may wait for a worker that does not read; a worker that lets more pile up hangs.
 const MAX_WAITING_MESSAGES: usize = 1_024;
 
+/// From a process's closing of its descriptors to its end.
+const EXIT_TIME: Duration = Duration::from_secs(1);
+
 /// Something from a worker, or about it.
 #[derive(Debug)]
 pub enum LinkEvent {
@@ -27,6 +31,8 @@ pub enum LinkEvent {
     Message(Box<FromWorker>, Vec<OwnedFd>),
     /// Something that is no message; the connection is not read any more.
     Malformed(String),
+    /// It has closed the connection, and may live on.
+    HungUp,
     /// The process is gone, and all that it had sent was delivered before.
     Exited,
 }
@@ -137,6 +143,7 @@ async fn watch(
 ) {
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
     let mut open = true;
+    let mut adopted = false;
     loop {
         let ended = tokio::select! {
             biased;
@@ -152,21 +159,40 @@ async fn watch(
         // Also after the end: what it said last is in the socket still.
         while open {
             match receive(socket.as_fd(), &mut buffer) {
-                Ok(Some(event)) => {
+                Ok(Some(mut event)) => {
                     open = !matches!(event, LinkEvent::Malformed(_));
+                    if let LinkEvent::Message(message, fds) = &mut event {
+                        fds.truncate(wanted_descriptors(message, &mut adopted));
+                    }
                     if events.send((worker, event)).await.is_err() {
                         return;
                     }
                 }
-                Ok(None) => open = false,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => open = false,
+                Ok(None) | Err(_) => {
+                    open = false;
+                    // A process that ends closes everything first.
+                    let ends = tokio::time::timeout(EXIT_TIME, pidfd.readable()).await.is_ok();
+                    if !ends && events.send((worker, LinkEvent::HungUp)).await.is_err() {
+                        return;
+                    }
+                }
             }
         }
         if ended {
             let _ = events.send((worker, LinkEvent::Exited)).await;
             return;
         }
+    }
+}
+
+/// How many descriptors are kept with a message that may have to wait: otherwise a worker could use up all that
+/// the supervisor may have.
+fn wanted_descriptors(message: &FromWorker, adopted: &mut bool) -> usize {
+    match message {
+        FromWorker::Parked { .. } => 1,
+        FromWorker::Adopted(_) if !std::mem::replace(adopted, true) => usize::MAX,
+        _ => 0,
     }
 }
 
@@ -180,8 +206,14 @@ pub(in crate::supervisor) fn receive(
     if received.bytes == 0 {
         return Ok(None);
     }
-    Ok(Some(if received.truncated || received.control_truncated {
-        LinkEvent::Malformed("a control message was too large, or its descriptors got lost".into())
+    if received.control_truncated {
+        // This process is out of descriptors, for which the worker need not be to blame. Whoever needs
+        // them finds that they are missing.
+        tracing::error!("out of descriptors: those of a control message got lost");
+        fds.clear();
+    }
+    Ok(Some(if received.truncated {
+        LinkEvent::Malformed("a control message was too large".into())
     } else {
         match serde_json::from_slice(&buffer[..received.bytes]) {
             Ok(message) => LinkEvent::Message(Box::new(message), fds),
@@ -218,7 +250,7 @@ mod tests {
                 let (worker, event) = events.recv().await.unwrap();
                 assert_eq!(worker, 5);
                 let LinkEvent::Message(message, fds) = event else { panic!("{event:?}") };
-                assert_eq!((*message, fds.len()), (FromWorker::Ready, 1));
+                assert_eq!((*message, fds.len()), (FromWorker::Ready, 0), "nobody wants them");
             }
             assert!(matches!(events.recv().await, Some((5, LinkEvent::Exited))));
         });
