@@ -129,6 +129,7 @@ impl Birth {
         if let Some(limit) = self.data_bytes {
             set_limit(libc::RLIMIT_DATA, limit)?;
         }
+        lift_locked_memory();
         if let Some(priority) = self.priority {
             priority.give(0)?;
         }
@@ -166,6 +167,14 @@ fn set_limit(resource: libc::__rlimit_resource_t, limit: u64) -> io::Result<()> 
     let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
     // SAFETY: reads one rlimit, which lives on this stack.
     check(unsafe { libc::setrlimit(resource, &raw const limit) })
+}
+
+/// The kernel counts the memory of io_uring as locked, for all processes of a user together: by default there is no
+/// room for the rings of forty. Without CAP_SYS_RESOURCE the limit stays, which [`crate::uring`] tells when it is met.
+fn lift_locked_memory() {
+    let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: reads one rlimit, which lives on this stack.
+    let _ = check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all) });
 }
 
 /// Nothing that is executed later can get a capability back. Without CAP_SETPCAP the set stays;

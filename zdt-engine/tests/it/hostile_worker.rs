@@ -215,7 +215,7 @@ fn a_worker_that_hangs_up_is_replaced() {
 }
 
 #[test]
-fn a_listener_that_a_worker_has_shut_down_is_made_again() {
+fn a_listener_that_a_worker_has_shut_down_costs_nobody_a_request() {
     for options in [Options::plain(), Options::default()] {
         if !have_root("hostile_worker") {
             return;

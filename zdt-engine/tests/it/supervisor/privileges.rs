@@ -7,6 +7,9 @@ use super::engine::{Engine, Options, output_of, verdict};
 use crate::lab::eventually;
 use crate::skip::have_root;
 
+/// capabilities(7): limits above the inherited ones.
+const CAP_SYS_RESOURCE: u32 = 24;
+
 /// The nice value of a process' first thread, as proc(5) has it.
 fn nice(pid: u32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
@@ -68,6 +71,12 @@ fn workers_have_no_privileges() {
             core.map(|line| line.split_whitespace().skip(4).take(2).collect()),
             Some(vec!["0"; 2])
         );
+        let locked = limits.lines().find(|line| line.starts_with("Max locked memory"));
+        let locked: Vec<&str> =
+            locked.expect("a line").split_whitespace().skip(3).take(2).collect();
+        let own = u64::from_str_radix(&status_line(std::process::id(), "CapEff")[0], 16);
+        let may_lift = own.expect("hexadecimal") >> CAP_SYS_RESOURCE & 1 == 1;
+        assert!(locked == ["unlimited"; 2] || !may_lift, "{locked:?}");
         // Of a process that may be dumped or traced, they belong to its user.
         use std::os::unix::fs::MetadataExt;
         let memory = std::fs::metadata(format!("/proc/{pid}/mem")).expect("mem");
