@@ -51,7 +51,7 @@ fn read_all(mut stream: &TcpStream) -> Vec<u8> {
 /// blue, everything moves to green, the second part is sent there. All answers must be the same.
 /// `step` cuts at every so-many-th byte; `decode` makes answers comparable.
 pub fn check_every_cut(script: &[u8], step: usize, decode: fn(&[u8]) -> Vec<u8>) {
-    let mut blue = TestWorker::spawn(1);
+    let mut blue = TestWorker::spawn_with(1, &Options::patient());
     let address = blue.listen();
     let expected = {
         let stream = client::connect(address);
@@ -72,7 +72,7 @@ pub fn check_every_cut(script: &[u8], step: usize, decode: fn(&[u8]) -> Vec<u8>)
         let status = blue.status();
         status.bytes_received == before + sent && status.connections == streams.len() as u64
     });
-    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &Options::patient()));
     let report = pair.hand_off();
     assert_eq!(report.moved, streams.len() as u64, "{report:?}");
     for (cut, stream) in &streams {
@@ -172,7 +172,7 @@ fn http_can_be_cut_anywhere() {
         GET /id?id=last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     // The echo's chunks follow the pieces in which the body arrived, so cut outside of it only
     // after comparing what the chunks say.
-    let mut blue = TestWorker::spawn(1);
+    let mut blue = TestWorker::spawn_with(1, &Options::patient());
     let address = blue.listen();
     let before = blue.status().bytes_received;
     let mut streams = Vec::new();
@@ -184,7 +184,7 @@ fn http_can_be_cut_anywhere() {
         streams.push((cut, stream));
     }
     eventually("blue receives the first parts", || blue.status().bytes_received == before + sent);
-    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &Options::patient()));
     let report = pair.hand_off();
     assert_eq!(report.moved, streams.len() as u64, "{report:?}");
     for (cut, stream) in &streams {

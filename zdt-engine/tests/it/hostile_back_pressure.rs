@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
+use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
 const BODY_BYTES: usize = 4 << 20;
@@ -11,7 +12,7 @@ const BODY_BYTES: usize = 4 << 20;
 /// Sends an upload to be echoed, ends its direction if told so, and reads the answer slowly.
 fn echo_slowly(address: SocketAddr, fin: bool) {
     let stream = client::connect(address);
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("read timeout");
+    stream.set_read_timeout(Some(crate::lab::PATIENCE)).expect("read timeout");
     let head = format!(
         "POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
     );
@@ -45,7 +46,7 @@ fn echo_slowly(address: SocketAddr, fin: bool) {
 /// its bound when the last byte of the body was consumed.
 #[test]
 fn an_echo_to_a_slow_reader_comes_to_its_end() {
-    let mut worker = TestWorker::spawn(1);
+    let mut worker = TestWorker::spawn_with(1, &Options::patient());
     let address = worker.listen();
     for _ in 0..6 {
         echo_slowly(address, false);
@@ -56,14 +57,14 @@ fn an_echo_to_a_slow_reader_comes_to_its_end() {
 #[test]
 fn an_echo_to_a_slow_reader_comes_to_its_end_where_it_has_moved_to() {
     const CLIENTS: u64 = 16;
-    let mut worker = TestWorker::spawn(1);
+    let mut worker = TestWorker::spawn_with(1, &Options::patient());
     let address = worker.listen();
     let readers: Vec<_> = (0..CLIENTS)
         .map(|number| std::thread::spawn(move || echo_slowly(address, number % 2 == 0)))
         .collect();
     eventually("all have asked", || worker.status().requests == CLIENTS);
     for generation in 2..8 {
-        let mut pair = Pair::join(worker, TestWorker::spawn(generation));
+        let mut pair = Pair::join(worker, TestWorker::spawn_with(generation, &Options::patient()));
         pair.hand_off();
         worker = pair.green;
     }

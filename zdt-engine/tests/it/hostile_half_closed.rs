@@ -2,12 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
 /// Much less than the stall time-out, after which anything would end.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = crate::lab::PATIENCE;
 
 /// Requests whose body stays incomplete.
 const CUT_OFF: [&str; 6] = [
@@ -20,7 +23,7 @@ const CUT_OFF: [&str; 6] = [
 ];
 
 fn open_all() -> (TestWorker, Vec<TcpStream>) {
-    let mut blue = TestWorker::spawn(1);
+    let mut blue = TestWorker::spawn_with(1, &Options::patient());
     let address = blue.listen();
     let mut streams = Vec::new();
     for request in CUT_OFF {
@@ -57,7 +60,7 @@ fn a_fin_in_a_request_body_ends_the_exchange() {
 #[test]
 fn a_fin_in_a_request_body_ends_the_exchange_where_it_has_moved_to() {
     let (blue, streams) = open_all();
-    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &Options::patient()));
     assert_eq!(pair.hand_off().moved, streams.len() as u64);
     for stream in &streams {
         stream.shutdown(Shutdown::Write).expect("FIN");
@@ -71,8 +74,10 @@ fn a_fin_in_a_request_body_ends_the_exchange_where_it_has_moved_to() {
 #[test]
 fn downloads_of_half_closed_clients_go_on() {
     const TOTAL: usize = 16 << 20;
-    let mut blue = TestWorker::spawn(1);
+    let mut blue = TestWorker::spawn_with(1, &Options::patient());
     let address = blue.listen();
+    // Nobody comes to the end before the first handoff begins, however long that takes.
+    let begins = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..48)
         .map(|_| {
             let mut stream = client::connect(address);
@@ -80,9 +85,13 @@ fn downloads_of_half_closed_clients_go_on() {
             stream.write_all(request.as_bytes()).expect("write");
             stream.shutdown(Shutdown::Write).expect("FIN");
             stream.set_read_timeout(Some(SOON)).expect("read timeout");
+            let begins = Arc::clone(&begins);
             std::thread::spawn(move || {
                 let (mut total, mut chunk) = (0, vec![0; 256 << 10]);
                 loop {
+                    if total > TOTAL / 4 {
+                        eventually("the handoff begins", || begins.load(Ordering::Relaxed));
+                    }
                     match stream.read(&mut chunk) {
                         Ok(0) => return total,
                         Ok(count) => total += count,
@@ -96,7 +105,8 @@ fn downloads_of_half_closed_clients_go_on() {
     let mut worker = blue;
     let mut moved = 0;
     for generation in 2..8 {
-        let mut pair = Pair::join(worker, TestWorker::spawn(generation));
+        let mut pair = Pair::join(worker, TestWorker::spawn_with(generation, &Options::patient()));
+        begins.store(true, Ordering::Relaxed);
         moved += pair.hand_off().moved;
         worker = pair.green;
     }

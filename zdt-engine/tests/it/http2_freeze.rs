@@ -101,7 +101,7 @@ fn a_connection_can_be_cut_anywhere() {
     script.extend(frame(PING, 0, 0, b"the last"));
 
     let ends = [1, 3, 5, 7, 9];
-    let mut blue = TestWorker::spawn(1);
+    let mut blue = TestWorker::spawn_with(1, &Options::patient());
     let address = blue.listen();
     let expected = {
         let mut client = Http2Client::silent(address);
@@ -121,7 +121,7 @@ fn a_connection_can_be_cut_anywhere() {
         let status = blue.status();
         status.bytes_received == before + sent && status.connections == clients.len() as u64
     });
-    let mut pair = Pair::join(blue, TestWorker::spawn(2));
+    let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &Options::patient()));
     let report = pair.hand_off();
     assert_eq!(report.moved, clients.len() as u64, "{report:?}");
     for (cut, client) in &mut clients {

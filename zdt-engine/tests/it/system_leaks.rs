@@ -136,28 +136,23 @@ fn pss_if_alive(pid: u32) -> Option<u64> {
 }
 
 #[test]
-fn twenty_reloads_in_twenty_seconds_stay_flat() {
+fn twenty_reloads_in_a_row_stay_flat() {
     for options in [Options::default(), Options::plain()] {
-        stay_flat(options, 2, 50, 4 * NOISE_BYTES, Some(Duration::from_secs(21)));
+        stay_flat(options, 2, 50, 4 * NOISE_BYTES);
     }
 }
 
-/// The same with many: how long it takes depends on the machine then, what it costs does not.
+/// The same with many.
 #[test]
 fn twenty_reloads_of_four_workers_with_a_thousand_connections_stay_flat() {
     let options = Options::config("workers = 4\n");
     // Whose connection is where when the height is measured is a matter of milliseconds.
-    stay_flat(options, 4, 1_000, 16 * NOISE_BYTES, None);
+    stay_flat(options, 4, 1_000, 16 * NOISE_BYTES);
 }
 
-/// One a second, of both kinds in turn; the height of the first ten is what the others may reach.
-fn stay_flat(
-    options: Options,
-    workers: usize,
-    connections: usize,
-    noise_bytes: u64,
-    within: Option<Duration>,
-) {
+/// At most one a second, of both kinds in turn; the height of the first ten is what the others may reach.
+/// How long they take depends on the machine (`zdt-load demo` tells it), what they cost does not.
+fn stay_flat(options: Options, workers: usize, connections: usize, noise_bytes: u64) {
     let engine = Engine::start(options);
     let mut clients = engine.clients(connections);
     let storm = Storm::begin(engine.address());
@@ -202,8 +197,6 @@ fn stay_flat(
         *half = half.most(height);
         clients.count_all();
     }
-    let took = start.elapsed();
-    assert!(within.is_none_or(|most| took < most), "twenty reloads took {took:?}");
     let after = settle();
     storm.end();
 

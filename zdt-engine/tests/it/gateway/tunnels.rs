@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use zdt_engine::config::{
-    GatewayConfig, GatewayOptions, Http2Options, RouteTarget, UpstreamTarget, WorkerConfig,
-};
+use zdt_engine::config::{Http2Options, RouteTarget, UpstreamTarget};
 
 use super::moving::websocket_upstream;
 use super::switching::Switching;
@@ -30,10 +28,11 @@ fn lab(url: &str) -> Options<'static> {
         upstreams: vec![target],
         ..RouteTarget::default()
     };
-    let gateway =
-        GatewayConfig { options: GatewayOptions::default(), routes: vec![route], workers: 1 };
-    let config = WorkerConfig { service: "proxy".to_owned(), gateway, ..WorkerConfig::default() };
-    Options { config, ..Options::default() }
+    let mut options = Options::patient();
+    options.config.service = "proxy".to_owned();
+    options.config.gateway.routes = vec![route];
+    options.config.gateway.workers = 1;
+    options
 }
 
 impl Http2Client {

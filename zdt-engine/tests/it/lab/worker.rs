@@ -65,6 +65,27 @@ pub struct Options<'a> {
     pub test: Option<&'a str>,
 }
 
+impl Options<'_> {
+    /// For tests of what is said, not when: no deadline of the engine is ever met, however busy the machine is.
+    pub fn patient() -> Self {
+        const LONG_MS: u64 = 3_600_000;
+        let mut config = WorkerConfig::default();
+        let limits = &mut config.limits;
+        limits.header_timeout_ms = LONG_MS;
+        limits.keep_alive_timeout_ms = LONG_MS;
+        limits.stall_timeout_ms = LONG_MS;
+        config.http2.settings_timeout_ms = LONG_MS;
+        config.websocket.ping_interval_ms = LONG_MS;
+        config.websocket.pong_timeout_ms = LONG_MS;
+        config.handoff.freeze_budget_ms = LONG_MS;
+        config.handoff.offer_timeout_ms = LONG_MS;
+        let gateway = &mut config.gateway.options;
+        gateway.connect_timeout_ms = LONG_MS;
+        gateway.response_timeout_ms = LONG_MS;
+        Self { config, ..Self::default() }
+    }
+}
+
 /// Environment variable for [`Options::test`].
 pub const WORKER_CONTROL: &str = "ZDT_TEST_WORKER_CONTROL";
 

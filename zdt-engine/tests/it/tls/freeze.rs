@@ -14,7 +14,7 @@ const REQUESTS: &[u8] = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r
     GET /id?id=last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 fn options(authority: &Authority) -> Options<'_> {
-    Options { tls: Some(authority), ..Options::default() }
+    Options { tls: Some(authority), ..Options::patient() }
 }
 
 /// The ciphertext of the script in records of a few bytes, with key updates between them.
