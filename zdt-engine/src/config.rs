@@ -196,6 +196,8 @@ pub struct Limits {
     pub send_queue_bytes: u32,
     /// Bytes that all connections of one worker together may make it hold; 0 is no bound.
     pub worker_buffer_bytes: u64,
+    /// Where that is short, a connection that neither gives nor takes anything for so long may be given up.
+    pub buffer_patience_ms: u64,
 }
 
 /// See [`WorkerConfig::websocket`].
@@ -314,6 +316,7 @@ impl Default for Limits {
             max_message_bytes: 16 << 20,
             send_queue_bytes: 256 << 10,
             worker_buffer_bytes: 256 << 20,
+            buffer_patience_ms: 5_000,
         }
     }
 }

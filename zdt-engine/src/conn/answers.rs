@@ -103,12 +103,18 @@ impl Connection {
     /// To be called when the input has been worked through, or a session has been called: after the
     /// peer's FIN nothing follows the last response, and after a farewell nothing the last stream.
     pub fn after_input(&mut self) {
+        self.after_input_but(false);
+    }
+
+    /// Like [`Connection::after_input`]; `has_more`: input that was taken out may yet yield something.
+    pub fn after_input_but(&mut self, has_more: bool) {
         let is_over = match &self.stage {
             Stage::Http1(machine) => {
                 // Pipelined requests that came before the FIN are answered, too.
                 self.receive_end != ReceiveEnd::Open
                     && !is_responding(machine)
                     && self.pending.is_empty()
+                    && !has_more
             }
             Stage::Http2(stack) => stack.machine.is_done(),
             Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => false,

@@ -174,6 +174,29 @@ impl Connection {
         Some(streams.map_or(due, |streams| streams.min(due)))
     }
 
+    /// The deadline while nothing is received from the peer, by our choice: what it has sent meanwhile, a
+    /// pong or the rest of a request, nobody has looked at. So only what it has to take counts.
+    pub fn deadline_unread_ms(
+        &self,
+        environment: &Environment<'_>,
+        has_unsent: bool,
+    ) -> Option<u64> {
+        let after_ms = match self.waiting {
+            Waiting::Progress if has_unsent => environment.limits.stall_timeout_ms,
+            Waiting::End => LINGER_MS,
+            _ => return None,
+        };
+        Some(self.since_ms.saturating_add(after_ms))
+    }
+
+    /// The peer is received from again: what it owes, it owes from now on.
+    pub fn on_read_again(&mut self, now_ms: u64) {
+        self.alive_ms = now_ms;
+        if !matches!(self.waiting, Waiting::Progress | Waiting::Service | Waiting::End) {
+            self.since_ms = now_ms;
+        }
+    }
+
     /// A stream whose client has kept it waiting for too long: it has been reset, and its session must
     /// be told. To be called until there is none, before [`Connection::on_deadline`].
     pub fn overdue_stream(

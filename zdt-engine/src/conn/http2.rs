@@ -24,6 +24,8 @@ pub(super) struct Http2Stack {
     pub(super) tunnels: Vec<Option<Box<Tunnel>>>,
     /// When the streams are looked at next: none of them is overdue before.
     pub(super) check_due_ms: u64,
+    /// A WebSocket has inflated enough for one call; more of its bytes are in the input.
+    pub(super) is_sliced: bool,
     /// To be told that it may open no further streams, as soon as it has been greeted.
     pub(super) is_last: bool,
 }
@@ -70,7 +72,13 @@ impl Http2Stack {
 
     /// `is_last`: the worker drains, so that what the client sends at once is the last.
     pub(super) fn new(is_last: bool) -> Self {
-        Self { machine: Http2::new(), tunnels: Vec::new(), check_due_ms: u64::MAX, is_last }
+        Self {
+            machine: Http2::new(),
+            tunnels: Vec::new(),
+            check_due_ms: u64::MAX,
+            is_last,
+            is_sliced: false,
+        }
     }
 
     fn tunnel(&mut self, slot: usize) -> Option<&mut Tunnel> {
@@ -100,6 +108,7 @@ impl Http2Stack {
         fields: &'e mut Fields,
     ) -> Result<Option<(Slot, Event<'e>)>, http2::Error> {
         let lent = environment.http2();
+        self.is_sliced = false;
         if !self.machine.has_begun() {
             self.machine.begin(out, &lent);
             if self.is_last {
@@ -138,6 +147,7 @@ impl Http2Stack {
                     }
                     match self.feed(slot, bytes, input, environment, out) {
                         Some(event) => event,
+                        None if self.is_sliced => return Ok(None),
                         None => continue,
                     }
                 }
@@ -174,7 +184,12 @@ impl Http2Stack {
         let (taken, fed) = tunnel.feed(input, bytes, environment.limits.max_message_bytes);
         self.machine.took(taken, out, &lent);
         match fed {
-            Fed::Nothing => None,
+            Fed::Nothing => {
+                // What there is of its frame would have been taken else.
+                self.is_sliced =
+                    taken < bytes && tunnel.kept.is_empty() && tunnel.socket.is_inside();
+                None
+            }
             Fed::Message { kind, payload } => {
                 Some((Slot::new(slot), Event::Message { kind, payload }))
             }

@@ -136,6 +136,8 @@ pub struct Connection {
     is_pinged: bool,
     /// The service takes no input for now.
     is_input_held: bool,
+    /// The last call of [`Connection::next_event`] stopped because it had done enough.
+    is_sliced: bool,
     /// Nothing has been received: which version of HTTP it is shows with the first bytes.
     is_fresh: bool,
     /// How the receiving direction ended.
@@ -155,6 +157,7 @@ impl Connection {
             alive_ms: now_ms,
             is_pinged: false,
             is_input_held: false,
+            is_sliced: false,
             is_fresh: true,
             receive_end: ReceiveEnd::Open,
             send_is_shut: false,
@@ -251,6 +254,12 @@ impl Connection {
     /// See [`Answers::hold_input`].
     pub fn is_input_held(&self) -> bool {
         self.is_input_held && !self.is_ending()
+    }
+
+    /// True if [`Connection::next_event`] yielded nothing because it had inflated enough for one call: the
+    /// next one goes on. The input that it left is as if it had not arrived, so it may be frozen there.
+    pub fn is_sliced(&self) -> bool {
+        self.is_sliced
     }
 
     /// True if [`Connection::next_event`] may yield something without further bytes from the peer: the

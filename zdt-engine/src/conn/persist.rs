@@ -239,6 +239,7 @@ impl Connection {
             is_pinged: waiting == Waiting::Pong,
             // Whoever held it says so again when it goes on.
             is_input_held: false,
+            is_sliced: false,
             is_fresh: head.flags & FLAG_FRESH != 0,
             receive_end,
             send_is_shut: head.send_is_shut != 0,

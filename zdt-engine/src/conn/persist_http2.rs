@@ -99,7 +99,8 @@ impl Http2Stack {
         }
         // Whoever is overdue is found by the first look at the streams.
         let check_due_ms = environment.now_ms;
-        let mut stack = Self { machine, tunnels: Vec::new(), check_due_ms, is_last: false };
+        let mut stack =
+            Self { machine, tunnels: Vec::new(), check_due_ms, is_last: false, is_sliced: false };
         for section in record.sections().filter(|section| section.tag() == TAG_STREAM_WEBSOCKET) {
             let head: TunnelHead = section.head();
             let (kept, tail) = section

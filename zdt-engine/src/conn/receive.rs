@@ -12,7 +12,7 @@ use crate::proto::{http1, http2, websocket};
 
 impl Connection {
     /// Consumes input up to the next event. `None`: what is left needs more bytes, or must wait for
-    /// the response in progress. `fields` is memory that HTTP/2 uses again for each request.
+    /// the response in progress, or for another call ([`Connection::is_sliced`]). `fields` is memory that HTTP/2 uses again for each request.
     pub fn next_event<'e, 'b: 'e>(
         &mut self,
         input: &mut Input<'b>,
@@ -20,6 +20,7 @@ impl Connection {
         out: &mut Vec<u8>,
         fields: &'e mut Fields,
     ) -> Option<(Slot, Event<'e>)> {
+        self.is_sliced = false;
         if self.is_input_held() {
             return None;
         }
@@ -34,7 +35,10 @@ impl Connection {
                 self.next_websocket(input, environment, out).map(|event| (Slot::ONLY, event))
             }
             Stage::Http2(stack) => match stack.next_event(input, environment, out, fields) {
-                Ok(event) => event,
+                Ok(event) => {
+                    self.is_sliced = event.is_none() && stack.is_sliced;
+                    event
+                }
                 Err(_) => {
                     // GOAWAY says why.
                     self.end();
@@ -123,7 +127,10 @@ impl Connection {
         let limits = websocket::Limits { max_message_bytes: environment.limits.max_message_bytes };
         loop {
             match machine.next_event(input, &limits) {
-                Ok(None) => return None,
+                Ok(None) => {
+                    self.is_sliced = machine.is_sliced(input);
+                    return None;
+                }
                 Ok(Some(websocket::Event::Message { kind, payload })) => {
                     if machine.close_sent() {
                         continue; // RFC 6455 §1.4: after our close nobody waits for data

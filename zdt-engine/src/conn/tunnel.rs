@@ -45,7 +45,11 @@ impl Tunnel {
             self.kept.extend_from_slice(input.take(taken));
             let mut whole = std::mem::take(&mut self.kept);
             let mut part = Input::new(&mut whole);
-            let fed = self.take_event(&mut part, &limits).into_owned();
+            let mut fed = self.take_event(&mut part, &limits).into_owned();
+            // A short frame, which nobody would ask for again.
+            while matches!(fed, Fed::Nothing) && self.socket.is_sliced(&part) {
+                fed = self.take_event(&mut part, &limits).into_owned();
+            }
             let left = part.len();
             let consumed = whole.len() - left;
             self.kept = whole.split_off(consumed);

@@ -22,6 +22,12 @@ impl<'b> Input<'b> {
         &self.bytes[..self.visible]
     }
 
+    /// The next `count` bytes, to be changed in place. Panics if there are fewer.
+    pub fn front_mut(&mut self, count: usize) -> &mut [u8] {
+        assert!(count <= self.visible, "a machine looks before it takes");
+        &mut self.bytes[..count]
+    }
+
     /// How many bytes are left.
     pub fn len(&self) -> usize {
         self.visible

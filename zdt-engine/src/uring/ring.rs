@@ -286,9 +286,26 @@ impl Ring {
         range_start: usize,
         dont_wait: bool,
     ) -> Operation {
+        self.send_part(socket, token, buffer, range_start, usize::MAX, dont_wait)
+    }
+
+    /// Like [`Ring::send`], for `most` bytes from `range_start` on, or as many as there are.
+    ///
+    /// # Panics
+    /// If `range_start` is beyond the buffer's end.
+    #[inline]
+    pub fn send_part(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        token: u64,
+        buffer: SendBuffer,
+        range_start: usize,
+        most: usize,
+        dont_wait: bool,
+    ) -> Operation {
         let bytes = &buffer.as_slice()[range_start..];
         // Larger ones are sent in part; the caller sees the count.
-        let len = bytes.len().min(i32::MAX as usize) as u32;
+        let len = bytes.len().min(most).min(i32::MAX as usize) as u32;
         let address = bytes.as_ptr();
         let wait = if dont_wait { libc::MSG_DONTWAIT } else { libc::MSG_WAITALL };
         let operation = Operation(KIND_SEND << ID_BITS | self.sends.insert(token, buffer));

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::conn::{Connection, Environment, Event, Head, Progress, Slot, Upgrade};
 use crate::control::{SERVICE_TIME_BUCKETS, WorkerStatus};
-use crate::proto::Input;
 use crate::proto::websocket::MessageKind;
+use crate::proto::{Input, Payload};
 use crate::service::{self, Context, Headers, Message, Outcome, Service, Session, WorkerInfo};
 use crate::sys;
 
@@ -21,6 +21,7 @@ use super::entry::Entry;
 use super::exchange::Exchange;
 use super::inbox::Inbox;
 use super::parking::Parking;
+use super::work::{EVENT_WORK, REQUEST_WORK, TURN_WORK};
 
 /// What calls need of the worker, apart from the connection.
 struct Calls<'a> {
@@ -31,6 +32,8 @@ struct Calls<'a> {
     pushable: &'a mut HashMap<u64, usize>,
     log: Option<&'a mut AccessLog>,
     parking: &'a mut Parking,
+    /// What has been done for the connection in this turn.
+    work: u32,
 }
 
 /// A stream that is called, and what its answer is added to.
@@ -164,6 +167,9 @@ impl Calls<'_> {
         }
         self.status.errors += u64::from(exchange.has_failed || exchange.misuse.is_some());
         self.status.messages_sent += exchange.messages_sent;
+        // Compressing costs by the bytes that go in.
+        self.work =
+            self.work.saturating_add(u32::try_from(exchange.body_bytes).unwrap_or(u32::MAX));
         if exchange.is_pushable {
             self.pushable.insert(entry.id, key);
         }
@@ -213,8 +219,13 @@ fn note_service_time(status: &mut WorkerStatus, took_ns: u64) {
 
 impl Worker {
     /// Parses input and calls the service and the sessions about it, as long as there is room for
-    /// their answers.
-    pub(super) fn run_events(&mut self, key: usize, input: &mut Input<'_>, out: &mut Vec<u8>) {
+    /// their answers, and for so much work in one turn. False: it has come to the end of that.
+    pub(super) fn run_events(
+        &mut self,
+        key: usize,
+        input: &mut Input<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let Self {
             entries,
             service,
@@ -228,6 +239,7 @@ impl Worker {
             access_log,
             fields,
             parking,
+            turn,
             ..
         } = self;
         let entry = &mut entries[key];
@@ -241,17 +253,30 @@ impl Worker {
             pushable,
             parking,
             log: access_log.as_mut(),
+            work: entry.worked.in_turn(*turn),
         };
         let queued = entry.queued();
+        let (mut is_enough, mut needs_bytes) = (false, false);
         while out.len() + queued <= config.limits.send_queue_bytes as usize {
+            is_enough = calls.work >= TURN_WORK;
+            if is_enough {
+                break;
+            }
+            let made_before = out.len();
             let Some((slot, event)) = entry.connection.next_event(input, &environment, out, fields)
             else {
+                is_enough = entry.connection.is_sliced();
+                needs_bytes = !is_enough;
                 break;
             };
+            calls.work = calls.work.saturating_add(EVENT_WORK);
             let target = Target { key, entry: &mut *entry, slot, out: &mut *out };
             match event {
                 Event::Message { kind, payload } => {
                     calls.status.messages_received += 1;
+                    if let Payload::Owned(inflated) = &payload {
+                        calls.work = calls.work.saturating_add(inflated.len() as u32);
+                    }
                     let message = match kind {
                         MessageKind::Binary => Message::Binary(&payload),
                         // The machine has validated it; a second look costs little for short texts.
@@ -275,6 +300,7 @@ impl Worker {
                     calls.session(target, |session, context| session.on_body_end(context));
                 }
                 Event::Request(head, upgrade) => {
+                    calls.work = calls.work.saturating_add(REQUEST_WORK);
                     calls.request(target, &head, upgrade, service.as_mut());
                 }
                 Event::AllEnded => {
@@ -289,13 +315,17 @@ impl Worker {
                     }
                 }
             }
+            let made = out.len().saturating_sub(made_before);
+            calls.work = calls.work.saturating_add(made as u32);
         }
+        entry.worked.set(*turn, calls.work);
         if entry.connection.has_buffered() {
             let room = config.limits.send_queue_bytes as usize;
             let room = room.saturating_sub(out.len() + queued);
             entry.connection.flush(&environment, out, room);
         }
-        entry.connection.after_input();
+        entry.connection.after_input_but(!needs_bytes && !input.is_empty());
+        !is_enough
     }
 
     /// Calls a stream's session outside of any input.
@@ -334,6 +364,7 @@ impl Worker {
             pushable,
             parking,
             log: access_log.as_mut(),
+            work: 0,
         };
         calls.session(Target { key, entry: &mut *entry, slot, out: &mut out }, call);
         entry.connection.after_input();

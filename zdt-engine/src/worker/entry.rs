@@ -12,13 +12,16 @@ use crate::uring::Operation;
 
 use super::places::Places;
 use super::preface::Preface;
+use super::work::Worked;
 
 /// A send in flight.
 #[derive(Debug, Clone, Copy)]
 pub struct Sending {
     /// For a cancel.
     pub operation: Operation,
-    /// Bytes that it was asked to send.
+    /// Bytes of its buffer that earlier sends have got rid of.
+    pub gone: u32,
+    /// Bytes of its buffer behind them, of which it may have been asked to send a part only.
     pub len: u32,
 }
 
@@ -66,6 +69,12 @@ pub struct Entry {
     pub paused: bool,
     /// It waits for its turn to be received from (`feeding.rs`).
     pub is_waiting: bool,
+    /// It has had its turn's work, and goes on in a later one (`work.rs`).
+    pub is_put_off: bool,
+    /// The peer's end has come behind work that was put off, and is looked at after that.
+    pub end_waits: bool,
+    /// What it has had of this turn.
+    pub worked: Worked,
     /// Bytes that it was last seen to hold (`budget.rs`).
     pub held: u32,
     /// The connection is being given up; it goes once nothing names its socket.
@@ -103,6 +112,9 @@ impl Entry {
             receiving: false,
             paused: false,
             is_waiting: false,
+            is_put_off: false,
+            end_waits: false,
+            worked: Worked::default(),
             held: 0,
             closing: false,
             fresh: false,
@@ -138,6 +150,11 @@ impl Entry {
             && !self.paused
             && !self.is_waiting
             && self.connection.receive_end == ReceiveEnd::Open
+    }
+
+    /// True while nothing is received for want of room or of a turn: the peer may have sent what it owes.
+    pub fn is_unread(&self) -> bool {
+        (self.paused || self.is_waiting) && self.connection.receive_end == ReceiveEnd::Open
     }
 
     /// True while no operation names the socket.

@@ -35,7 +35,9 @@ impl Worker {
             self.ring.enter(want, Some(timeout))?;
             self.now_ms = sys::monotonic_ns() / 1_000_000;
             self.after_enter();
+            let waiting = self.begin_work();
             self.dispatch();
+            self.resume_work(waiting);
             self.first_receives_were_seen();
             self.date.refresh();
             while let Some((key, tag)) = self.timers.pop_due(self.now_ms) {
@@ -64,6 +66,7 @@ impl Worker {
         for other in [
             self.timers.next_due_ms(),
             self.turn_due_ms(),
+            self.work_due_ms(),
             self.budget_due_ms(),
             self.retry_accepts(),
             self.handoff_due_ms(),

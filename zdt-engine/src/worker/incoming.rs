@@ -42,6 +42,11 @@ impl Intake {
         }
     }
 
+    /// A connection is received from again.
+    pub fn watch(&mut self, key: usize) {
+        self.fresh.push(key);
+    }
+
     /// True when receives are queued whose connections are not served before the next enter.
     pub fn is_arming(&self) -> bool {
         !self.armed_ns.is_empty()

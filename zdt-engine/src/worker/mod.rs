@@ -7,6 +7,7 @@
 //! | `entry` | one connection with its socket, session and send queue |
 //! | `traffic` | bytes in, bytes out, back-pressure, end of a connection |
 //! | `feeding` | which connections are received from next |
+//! | `work` | how much one connection has done for it in a turn |
 //! | `budget` | what clients make the worker hold, and its bound |
 //! | `places` | the sessions of a connection, one for each stream |
 //! | `calls` | events to the service and to sessions, and what follows from their answers |
@@ -52,6 +53,7 @@ mod timers;
 mod tls;
 mod tokens;
 mod traffic;
+mod work;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -92,6 +94,10 @@ struct Worker {
     timers: Timers,
     /// Connections that wait for their turn to be received from.
     waiting: feeding::Waiting,
+    /// Connections that go on with their work in a later turn.
+    put_off: work::PutOff,
+    /// Numbers the turns.
+    turn: u32,
     /// What all connections hold.
     budget: budget::Budget,
     buffers: BufferPool,

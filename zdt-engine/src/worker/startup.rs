@@ -35,6 +35,7 @@ use super::pace::Pace;
 use super::timers::Timers;
 use super::tls::WorkerTls;
 use super::tokens::Token;
+use super::work::PutOff;
 use super::{Worker, gateway};
 
 /// Submission queue entries; the completion queue is larger.
@@ -267,6 +268,8 @@ impl Worker {
             entries: Slab::new(),
             timers: Timers::default(),
             waiting: Waiting::default(),
+            put_off: PutOff::default(),
+            turn: 0,
             budget,
             buffers: BufferPool::default(),
             date,

@@ -24,6 +24,9 @@ use super::tokens::Token;
 /// Pipelined bytes behind an unfinished response after which the worker stops receiving.
 const MAX_PENDING_BYTES: usize = 64 << 10;
 
+/// So many bytes at most are waited for by one send: its end tells that the peer takes them.
+const SEND_LIMIT: usize = 64 << 10;
+
 impl Worker {
     /// A receive has completed.
     pub(super) fn on_received(
@@ -94,6 +97,13 @@ impl Worker {
             entry.connection.receive_end = end;
             return self.drop_connection(key);
         }
+        if entry.is_put_off || entry.end_waits && entry.paused {
+            // What came before it is looked at first.
+            entry.connection.receive_end = end;
+            entry.end_waits = true;
+            return self.settle(key);
+        }
+        entry.end_waits = false;
         let is_over = entry.connection.on_receive_end(end);
         // While paused, the rest of the request may be among what is kept.
         let waits =
@@ -128,11 +138,15 @@ impl Worker {
         }
         let mut out = self.buffers.take();
         let mut input = Input::new(bytes);
-        self.run_events(key, &mut input, &mut out);
+        let is_done = self.run_events(key, &mut input, &mut out);
         let entry = &mut self.entries[key];
         if !input.is_empty() {
             entry.connection.keep(input.peek());
         }
+        if !is_done && entry.connection.has_events_due() {
+            self.put_off(key);
+        }
+        let entry = &mut self.entries[key];
         let has_unsent = !out.is_empty() || entry.queued() > 0;
         let environment = Environment::new(&self.configure.config, self.now_ms, b"");
         entry.connection.on_progress(&environment, Progress::Received, has_unsent);
@@ -146,12 +160,14 @@ impl Worker {
         let mut bytes = entry.connection.take_pending();
         let total = bytes.len();
         let mut input = Input::new(&mut bytes);
-        self.run_events(key, &mut input, &mut out);
+        let is_done = self.run_events(key, &mut input, &mut out);
         let left = input.len();
         let entry = &mut self.entries[key];
         entry.connection.put_back(bytes, total - left);
         let bound = self.configure.config.limits.send_queue_bytes as usize;
-        if out.len() + entry.queued() <= bound {
+        if !is_done && entry.connection.has_events_due() {
+            self.put_off(key);
+        } else if out.len() + entry.queued() <= bound {
             self.end_if_cut_off(key);
         }
         let entry = &mut self.entries[key];
@@ -180,7 +196,7 @@ impl Worker {
             entry.unsent.extend_from_slice(&out);
             self.buffers.give(out);
         } else {
-            self.submit_send(key, out, true);
+            self.submit_send(key, out, 0, true);
         }
     }
 
@@ -195,18 +211,20 @@ impl Worker {
         self.settle(key);
     }
 
-    fn submit_send(&mut self, key: usize, bytes: Vec<u8>, dont_wait: bool) {
+    /// Sends what is in a buffer behind the bytes that are gone.
+    fn submit_send(&mut self, key: usize, bytes: Vec<u8>, gone: usize, dont_wait: bool) {
         let entry = &mut self.entries[key];
         let Some(socket) = &entry.socket else { return };
-        let len = bytes.len() as u32;
-        let operation = self.ring.send(
+        let len = (bytes.len() - gone) as u32;
+        let operation = self.ring.send_part(
             socket.as_fd(),
             Token::Send(key).pack(),
             SendBuffer::Owned(bytes),
-            0,
+            gone,
+            if dont_wait { usize::MAX } else { SEND_LIMIT },
             dont_wait,
         );
-        entry.sending = Some(Sending { operation, len });
+        entry.sending = Some(Sending { operation, gone: gone as u32, len });
     }
 
     /// Sends what was queued, if nothing is in flight.
@@ -214,7 +232,7 @@ impl Worker {
         let entry = &mut self.entries[key];
         if entry.sending.is_none() && !entry.unsent.is_empty() {
             let bytes = std::mem::take(&mut entry.unsent);
-            self.submit_send(key, bytes, false);
+            self.submit_send(key, bytes, 0, false);
         }
     }
 
@@ -225,9 +243,18 @@ impl Worker {
         let sent = result.max(0) as usize;
         self.status.bytes_sent += sent as u64;
         let SendBuffer::Owned(bytes) = buffer else { return };
-        if sent < sending.len as usize && !entry.closing {
+        let failed = result < 0
+            && ![libc::EAGAIN, libc::ECANCELED, libc::EINTR, libc::ENOBUFS].contains(&-result);
+        let gone = sending.gone as usize + sent;
+        if gone < bytes.len() && !entry.closing {
+            // More than half of it is to go: it goes on from where it is.
+            let goes_on = sent >= SEND_LIMIT && gone <= bytes.len() / 2;
+            if goes_on && !failed && entry.moving != Moving::Freezing {
+                self.submit_send(key, bytes, gone, false);
+                return self.after_sent(key, sent);
+            }
             // Keep the tail in a vector of its own, in front of what queued up behind it.
-            let rest = &bytes[sent..];
+            let rest = &bytes[gone..];
             let mut tail = Vec::with_capacity(rest.len() + entry.unsent.len());
             tail.extend_from_slice(rest);
             tail.extend_from_slice(&entry.unsent);
@@ -237,11 +264,6 @@ impl Worker {
         if entry.closing {
             return self.reap(key);
         }
-        if sent > 0 {
-            entry.active_ms = self.now_ms;
-        }
-        let failed = result < 0
-            && ![libc::EAGAIN, libc::ECANCELED, libc::EINTR, libc::ENOBUFS].contains(&-result);
         if entry.moving == Moving::Freezing {
             if failed {
                 entry.connection.receive_end = ReceiveEnd::Error(-result);
@@ -252,7 +274,15 @@ impl Worker {
             return self.drop_connection(key);
         }
         self.send_unsent(key);
+        self.after_sent(key, sent);
+    }
+
+    /// Bytes have left a connection, and its next send is under way.
+    fn after_sent(&mut self, key: usize, sent: usize) {
         let entry = &mut self.entries[key];
+        if sent > 0 {
+            entry.active_ms = self.now_ms;
+        }
         let progress = if sent > 0 { Progress::Sent } else { Progress::None };
         let environment = Environment::new(&self.configure.config, self.now_ms, b"");
         entry.connection.on_progress(&environment, progress, entry.queued() > 0);
@@ -326,11 +356,19 @@ impl Worker {
         let pending = entry.connection.pending().len();
         let is_too_much = self.budget.is_too_much(entry.held) && !entry.connection.is_ending();
         let must_pause = is_too_much
+            || entry.is_put_off
             || queued > bound
             || (pending > MAX_PENDING_BYTES && !entry.connection.wants_input());
         if entry.paused {
-            if queued <= bound / 2 && entry.connection.can_go_on() && !is_too_much {
+            let may_go_on = !is_too_much && !entry.is_put_off;
+            if may_go_on && queued <= bound / 2 && entry.connection.can_go_on() {
                 entry.paused = false;
+                if entry.connection.receive_end == ReceiveEnd::Open && !entry.fresh {
+                    // No deadline strikes before what has come meanwhile was received.
+                    entry.fresh = true;
+                    entry.connection.on_read_again(self.now_ms);
+                    self.intake.watch(key);
+                }
                 if entry.connection.has_events_due() {
                     // It ends here again. Until these bytes are worked off no receive is armed: the
                     // kernel would fill buffers with more of them before it came to the next cancel.
@@ -338,6 +376,10 @@ impl Worker {
                 }
                 if entry.transport.has_work() && !entry.connection.is_ending() {
                     return self.take_in_sealed(key, &mut []);
+                }
+                if entry.end_waits {
+                    let end = entry.connection.receive_end;
+                    return self.on_receive_end(key, end);
                 }
                 self.arm_receive(key);
             }
@@ -351,6 +393,9 @@ impl Worker {
             }
         } else if entry.transport.has_work() && !entry.connection.is_ending() {
             return self.take_in_sealed(key, &mut []);
+        } else if entry.end_waits {
+            let end = entry.connection.receive_end;
+            return self.on_receive_end(key, end);
         } else {
             self.arm_receive(key);
         }
@@ -361,8 +406,12 @@ impl Worker {
     pub(super) fn schedule(&mut self, key: usize) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let environment = Environment::new(&self.configure.config, self.now_ms, &[]);
-        let due = entry.connection.deadline_ms(&environment).unwrap_or(u64::MAX);
-        let due = due.min(entry.places.timer_due_ms());
+        let due = if entry.is_unread() {
+            entry.connection.deadline_unread_ms(&environment, entry.queued() > 0)
+        } else {
+            entry.connection.deadline_ms(&environment)
+        };
+        let due = due.unwrap_or(u64::MAX).min(entry.places.timer_due_ms());
         let due = due.min(entry.preface.as_ref().map_or(u64::MAX, |preface| preface.deadline_ms));
         if due < entry.scheduled_ms {
             entry.scheduled_ms = due;
@@ -397,6 +446,14 @@ impl Worker {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.is_served()) else {
             return;
         };
+        if entry.is_unread() {
+            let environment = Environment::new(&self.configure.config, self.now_ms, &[]);
+            let due = entry.connection.deadline_unread_ms(&environment, entry.queued() > 0);
+            if due.is_some_and(|due| due <= self.now_ms) {
+                return self.drop_connection(key);
+            }
+            return self.schedule(key);
+        }
         let mut out = self.buffers.take();
         let environment = Environment::new(&self.configure.config, self.now_ms, self.date.value());
         while let Some(slot) = entry.connection.overdue_stream(&environment, &mut out) {

@@ -21,6 +21,7 @@ mod hostile_half_closed;
 mod hostile_http2;
 mod hostile_memory;
 mod hostile_port;
+mod hostile_work;
 mod hostile_worker;
 mod http1_differential;
 mod http2_clients;

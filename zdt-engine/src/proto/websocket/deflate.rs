@@ -144,7 +144,10 @@ impl Deflate {
             };
             let start = message.len();
             let allowed = limits.max_message_bytes.saturating_sub(start as u64);
-            let step = rest.len().saturating_mul(4).clamp(MIN_STEP_BYTES, MAX_STEP_BYTES);
+            let step = match output_was_full {
+                false => rest.len().saturating_mul(4).clamp(MIN_STEP_BYTES, MAX_STEP_BYTES),
+                true => MAX_STEP_BYTES,
+            };
             let step = usize::try_from(allowed).map_or(step, |allowed| step.min(allowed));
             let (consumed, produced) = (inflater.total_in(), inflater.total_out());
             let mut probe = [0; 1];

@@ -43,6 +43,12 @@ pub struct Limits {
     pub max_message_bytes: u64,
 }
 
+/// So many bytes, and what one further piece of input gives (at most half a mebibyte), one call inflates.
+pub const SLICE_BYTES: usize = 512 << 10;
+
+/// Compressed bytes that are inflated at once: deflate makes a byte into 1,032 at most.
+const INFLATED_AT_ONCE: usize = 512;
+
 /// Whether a message is text (valid UTF-8) or binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,7 +156,8 @@ impl WebSocket {
         }
     }
 
-    /// Takes the next event from the front of `input`; `None` when more bytes are needed.
+    /// Takes the next event from the front of `input`; `None` when more bytes are needed, or when one
+    /// call has inflated enough: see [`WebSocket::is_sliced`].
     ///
     /// What is left in the input then is an incomplete frame header, or an incomplete control
     /// frame; see [`WebSocket::wanted`]. After a close frame or an error all input is discarded.
@@ -188,6 +195,17 @@ impl WebSocket {
             _ => frame::header_bytes(leftover),
         };
         whole.saturating_sub(leftover.len())
+    }
+
+    /// True if the last call has stopped in the middle of a frame, part of which is still in the input:
+    /// it had inflated [`SLICE_BYTES`]. The next call goes on. What is left is as if it had not arrived.
+    pub fn is_sliced(&self, input: &Input<'_>) -> bool {
+        self.is_inside() && !input.is_empty()
+    }
+
+    /// True if the payload of a data frame goes on.
+    pub fn is_inside(&self) -> bool {
+        self.remaining > 0 && !self.close_received && !self.failed
     }
 
     /// True when no message and no frame is in progress.
@@ -255,6 +273,7 @@ impl WebSocket {
         {
             return Ok(Some(event));
         }
+        // A frame that has begun needs more bytes, or has had its slice.
         while self.remaining == 0 {
             let Some(header) = frame::parse(input.peek())? else { return Ok(None) };
             if self.is_plain_message(&header, input.len()) {
@@ -384,25 +403,29 @@ impl WebSocket {
         limits: &Limits,
     ) -> Result<Option<Event<'b>>, Error> {
         let Some(current) = self.current else { return Ok(None) };
-        let count = usize::try_from(self.remaining).map_or(input.len(), |all| all.min(input.len()));
-        let bytes = input.take(count);
-        mask::apply(self.mask, bytes);
-        self.mask = mask::advance(self.mask, count);
-        self.remaining -= count as u64;
-        let is_end = self.remaining == 0 && self.last;
         let validated = self.assembly.len();
-        if current.compressed {
-            let params = self.params.ok_or(Error::protocol("compression was not negotiated"))?;
-            let deflate = self.deflate.get_or_insert_default();
-            deflate.receive(params, bytes, &mut self.assembly, limits)?;
+        let arrived = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(input.len());
+        let taken = if current.compressed {
+            self.inflate(input.front_mut(arrived), limits)?
+        } else {
+            let bytes = input.front_mut(arrived);
+            mask::apply(self.mask, bytes);
+            self.reserve(arrived);
+            self.assembly.extend_from_slice(bytes);
+            arrived
+        };
+        self.mask = mask::advance(self.mask, taken);
+        self.remaining -= taken as u64;
+        let bytes = input.take(taken);
+        let is_end = self.remaining == 0 && self.last;
+        if let (true, Some(params), Some(deflate)) =
+            (current.compressed, self.params, &mut self.deflate)
+        {
             if is_end {
                 deflate.end_message(params, &self.assembly)?;
             } else {
                 deflate.keep_compressed(bytes);
             }
-        } else {
-            self.reserve(count);
-            self.assembly.extend_from_slice(bytes);
         }
         if current.kind == MessageKind::Text {
             self.utf8.feed(&self.assembly[validated..]).map_err(|_| Error::NOT_UTF8)?;
@@ -417,6 +440,25 @@ impl WebSocket {
         self.utf8 = Utf8::default();
         let payload = Payload::Owned(std::mem::take(&mut self.assembly));
         Ok(Some(Event::Message { kind: current.kind, payload }))
+    }
+
+    /// Inflates the masked `bytes`, or as many of them as make a slice; returns how many, which are unmasked
+    /// then. Little input may make much output (RFC 7692 §8), so it is worked off in small pieces.
+    fn inflate(&mut self, bytes: &mut [u8], limits: &Limits) -> Result<usize, Error> {
+        let params = self.params.ok_or(Error::protocol("compression was not negotiated"))?;
+        mask::apply(self.mask, bytes);
+        let deflate = self.deflate.get_or_insert_default();
+        let enough = self.assembly.len() + SLICE_BYTES;
+        let mut taken = 0;
+        for piece in bytes.chunks(INFLATED_AT_ONCE) {
+            if self.assembly.len() >= enough {
+                break;
+            }
+            deflate.receive(params, piece, &mut self.assembly, limits)?;
+            taken += piece.len();
+        }
+        mask::apply(mask::advance(self.mask, taken), &mut bytes[taken..]);
+        Ok(taken)
     }
 
     /// Makes room for `count` bytes: never more than twice of what has arrived, whatever the frame

@@ -1,7 +1,10 @@
 //! Single rules of RFC 6455 and RFC 7692, by hand.
 
 use super::peer::{Compressor, Fed, LIMITS, Seen, ServerReader, events_of, frame, params};
-use crate::proto::websocket::{DeflateParams, Limits, MessageKind, WebSocket};
+use crate::proto::Input;
+use crate::proto::websocket::{
+    DeflateParams, Event, INFLATED_AT_ONCE, Limits, MessageKind, SLICE_BYTES, WebSocket,
+};
 
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const PLAIN: DeflateParams = DeflateParams {
@@ -159,6 +162,39 @@ fn a_bomb_fails_while_it_goes_off() {
     let mut fed = Fed::new(Some(PLAIN));
     fed.feed(&bytes, &limits);
     assert_eq!(fed.seen, [Seen::Error(1009)]);
+}
+
+/// What one call inflates is bounded, and between two of them the machine can move.
+#[test]
+fn a_long_message_is_inflated_in_slices() {
+    const BYTES: usize = 8 << 20;
+    const MOST: usize = SLICE_BYTES + 1032 * INFLATED_AT_ONCE;
+    let limits = Limits { max_message_bytes: BYTES as u64 };
+    let zeros = vec![0; BYTES];
+    let message = Compressor::new(PLAIN).message(&[&zeros]);
+    for params in [PLAIN, DeflateParams { client_no_context_takeover: true, ..PLAIN }] {
+        let mut bytes = frame(0xc2, &message, MASK);
+        let mut input = Input::new(&mut bytes);
+        let mut machine = WebSocket::new(Some(params));
+        let (mut slices, mut before) = (0, 0);
+        let payload = loop {
+            match machine.next_event(&mut input, &limits).expect("valid") {
+                Some(Event::Message { payload, .. }) => break payload,
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+            assert!(machine.is_sliced(&input));
+            slices += 1;
+            let inflated = machine.assembly.len();
+            assert!(inflated - before <= MOST, "{} bytes in one slice", inflated - before);
+            before = inflated;
+            machine = WebSocket::restore(machine.save(), &limits).expect("its own state");
+            assert_eq!(machine.assembly.len(), inflated);
+        };
+        assert!(*payload == *zeros, "it is what was sent");
+        assert!(slices >= BYTES / MOST - 1, "{slices} slices");
+        assert!(input.is_empty() && !machine.is_sliced(&input));
+    }
 }
 
 #[test]

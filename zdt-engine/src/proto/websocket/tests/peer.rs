@@ -46,6 +46,7 @@ impl Fed {
         loop {
             match self.machine.next_event(&mut input, limits) {
                 Ok(Some(event)) => self.seen.push(Seen::of(&event)),
+                Ok(None) if self.machine.is_sliced(&input) => {}
                 Ok(None) => break,
                 Err(error) => {
                     self.seen.push(Seen::Error(error.close_code));
