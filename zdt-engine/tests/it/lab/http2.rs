@@ -198,10 +198,13 @@ impl<S: Read + Write> Http2Client<S> {
                 }));
             }
             let mut chunk = [0; 16 << 10];
-            match self.stream.read(&mut chunk)? {
-                0 if self.buffer.is_empty() => return Ok(None),
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                count => self.buffer.extend_from_slice(&chunk[..count]),
+            match self.stream.read(&mut chunk) {
+                Ok(0) if self.buffer.is_empty() => return Ok(None),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+                // With a time-out a read is not begun again by the kernel (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
