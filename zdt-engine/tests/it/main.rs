@@ -27,6 +27,7 @@ mod http1_differential;
 mod http2_clients;
 mod http2_faults;
 mod http2_freeze;
+mod http2_random;
 mod http2_spec;
 mod layers;
 mod library;
