@@ -86,7 +86,7 @@ impl Author {
                 self.put(SETTINGS, 0, 0, &payload);
             }
             94..96 => {
-                let stream = self.last_stream + 2 | 1;
+                let stream = (self.last_stream + 2) | 1;
                 self.put(PRIORITY, 0, stream, &[0, 0, 0, 0, 9]);
             }
             96..98 => self.put(0x77, 0xff, self.last_stream, b"of a kind that nobody knows"),
