@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(&mut bytes);
     for call in rest {
         let slot = usize::from(call >> 4);
-        let _ = match call % 10 {
+        let _ = match call % 11 {
             0 => machine.respond(slot, &mut out, 200, &[], b"body", &ENVIRONMENT),
             1 => {
                 let length = BodyLength::Known(4);
@@ -92,6 +92,10 @@ fuzz_target!(|data: &[u8]| {
             }
             8 => {
                 machine.flush(&mut out, 1_000, &ENVIRONMENT);
+                Ok(())
+            }
+            9 => {
+                machine.half_close_tunnel(slot, &mut out, 10_000);
                 Ok(())
             }
             _ => {

@@ -5,7 +5,7 @@
 //! Must not know: the service.
 
 use super::http2::SERVICE_AT_FAULT;
-use super::{Connection, Environment, ReceiveEnd, Slot, Stage, Upgrade, is_responding};
+use super::{Connection, Environment, Slot, Stage, Upgrade, is_responding};
 use crate::proto::BodyLength;
 use crate::proto::http1::ResponseState;
 use crate::proto::http2::ErrorCode;
@@ -77,7 +77,7 @@ impl Connection {
         match &self.stage {
             Stage::Http1(machine) => !is_responding(machine),
             Stage::Http2(stack) => stack.machine.is_exchange_over(slot.index()),
-            Stage::WebSocket(_) | Stage::Tunnel => false,
+            Stage::WebSocket(_) | Stage::Tunnel { .. } => false,
             Stage::Ending => true,
         }
     }
@@ -111,13 +111,13 @@ impl Connection {
         let is_over = match &self.stage {
             Stage::Http1(machine) => {
                 // Pipelined requests that came before the FIN are answered, too.
-                self.receive_end != ReceiveEnd::Open
+                self.is_end_reached
                     && !is_responding(machine)
                     && self.pending.is_empty()
                     && !has_more
             }
             Stage::Http2(stack) => stack.machine.is_done(),
-            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => false,
+            Stage::WebSocket(_) | Stage::Tunnel { .. } | Stage::Ending => false,
         };
         if is_over {
             self.end();
@@ -220,7 +220,7 @@ impl Answers<'_> {
             Stage::Http1(machine) => {
                 let done = machine.upgrade(self.out, protocol, headers).is_ok();
                 if done {
-                    self.connection.stage = Stage::Tunnel;
+                    self.connection.stage = Stage::Tunnel { half_closed: false, end_told: false };
                 }
                 done
             }
@@ -235,8 +235,10 @@ impl Answers<'_> {
     /// Bytes of a tunnel.
     pub fn write_tunnel(&mut self, bytes: &[u8]) -> bool {
         match &mut self.connection.stage {
-            Stage::Tunnel => self.out.extend_from_slice(bytes),
-            Stage::Http2(stack) if stack.is_passage(self.slot) => return self.write_body(bytes),
+            Stage::Tunnel { half_closed: false, .. } => self.out.extend_from_slice(bytes),
+            Stage::Http2(stack) if stack.is_open_passage(self.slot) => {
+                return self.write_body(bytes);
+            }
             _ => return false,
         }
         true
@@ -246,9 +248,22 @@ impl Answers<'_> {
     /// stream.
     pub fn finish_tunnel(&mut self) -> bool {
         match &mut self.connection.stage {
-            Stage::Tunnel => self.connection.end(),
+            Stage::Tunnel { .. } => self.connection.end(),
             Stage::Http2(stack) if stack.is_passage(self.slot) => {
                 stack.machine.end_tunnel(self.slot.index(), self.out, self.environment.now_ms);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Our direction of a tunnel ends behind what was written; the client's goes on until
+    /// [`Answers::finish_tunnel`]. To say so twice changes nothing.
+    pub fn half_close_tunnel(&mut self) -> bool {
+        match &mut self.connection.stage {
+            Stage::Tunnel { half_closed, .. } => *half_closed = true,
+            Stage::Http2(stack) if stack.is_passage(self.slot) => {
+                stack.half_close(self.slot, self.environment, self.out);
             }
             _ => return false,
         }

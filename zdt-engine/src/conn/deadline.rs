@@ -92,8 +92,12 @@ impl Connection {
         let mut frame_completed = false;
         let waiting = match &mut self.stage {
             Stage::Ending => Waiting::End,
-            Stage::Tunnel if has_unsent => Waiting::Progress,
-            Stage::Tunnel => Waiting::Service,
+            Stage::Tunnel { .. } if has_unsent => Waiting::Progress,
+            // What it says is all that is waited for, unless the service has no room for it.
+            Stage::Tunnel { half_closed: true, end_told: false } if !self.is_input_held => {
+                Waiting::Progress
+            }
+            Stage::Tunnel { .. } => Waiting::Service,
             Stage::WebSocket(machine) if machine.close_sent() => Waiting::CloseFrame,
             Stage::WebSocket(_) if has_unsent => Waiting::Progress,
             Stage::WebSocket(_) => {

@@ -140,7 +140,7 @@ impl Http2Stack {
                     if self.tunnel(slot).is_none() {
                         let body = input.take(bytes);
                         self.machine.took(bytes, out, &lent);
-                        let is_passage = self.machine.is_open_tunnel(slot);
+                        let is_passage = self.machine.is_live_tunnel(slot);
                         let event =
                             if is_passage { Event::Tunnel(body) } else { Event::Body(body) };
                         return Ok(Some((Slot::new(slot), event)));
@@ -157,7 +157,7 @@ impl Http2Stack {
                     let _ = self.machine.finish_response(slot, out);
                     (Slot::new(slot), Event::Ended)
                 }
-                Some(http2::Event::End { slot }) if self.machine.is_open_tunnel(slot) => {
+                Some(http2::Event::End { slot }) if self.machine.is_live_tunnel(slot) => {
                     (Slot::new(slot), Event::TunnelEnd)
                 }
                 Some(http2::Event::End { slot }) => (Slot::new(slot), Event::BodyEnd),
@@ -249,8 +249,26 @@ impl Http2Stack {
     /// True for a stream whose extended CONNECT was accepted and that has not ended, if no WebSocket of ours
     /// is on it: its bytes are passed on as they are.
     pub(super) fn is_passage(&self, slot: Slot) -> bool {
-        self.machine.is_open_tunnel(slot.index())
+        self.machine.is_live_tunnel(slot.index())
             && !matches!(self.tunnels.get(slot.index()), Some(Some(_)))
+    }
+
+    /// True for such a stream whose client can still be sent something.
+    pub(super) fn is_open_passage(&self, slot: Slot) -> bool {
+        self.is_passage(slot) && self.machine.is_open_tunnel(slot.index())
+    }
+
+    /// Ends our direction of a passage.
+    pub(super) fn half_close(
+        &mut self,
+        slot: Slot,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        self.machine.half_close_tunnel(slot.index(), out, environment.now_ms);
+        // From now on its client is waited for.
+        let due_ms = environment.now_ms.saturating_add(environment.limits.stall_timeout_ms);
+        self.check_due_ms = self.check_due_ms.min(due_ms);
     }
 
     /// The streams of which that is true.

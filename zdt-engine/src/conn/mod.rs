@@ -86,8 +86,7 @@ pub enum Event<'b> {
     },
     /// Bytes of whatever is spoken after a switch of protocols.
     Tunnel(&'b [u8]),
-    /// The client will send nothing more into the tunnel on its stream, and may go on receiving. (In
-    /// HTTP/1.1 that is the end of the connection's receiving direction.)
+    /// The client will send nothing more into the tunnel, and may go on receiving.
     TunnelEnd,
     /// Nothing more will come for the stream's session: a close handshake, a reset or an error.
     Ended,
@@ -99,7 +98,12 @@ enum Stage {
     Http1(Http1),
     WebSocket(WebSocket),
     /// Bytes are passed on both ways, whatever they mean.
-    Tunnel,
+    Tunnel {
+        /// Our direction ends behind what is queued; the peer's goes on.
+        half_closed: bool,
+        /// The service knows that the peer's has ended.
+        end_told: bool,
+    },
     Http2(Box<Http2Stack>),
     /// Output is flushed, then the sending direction is shut down, then the peer's end is awaited;
     /// whatever it still sends is dropped.
@@ -140,8 +144,10 @@ pub struct Connection {
     is_sliced: bool,
     /// Nothing has been received: which version of HTTP it is shows with the first bytes.
     is_fresh: bool,
-    /// How the receiving direction ended.
+    /// How the receiving direction ended, as its socket said it.
     pub receive_end: ReceiveEnd,
+    /// Nothing is left between that end and what is pending here: it counts. Not saved: whoever goes on says so again.
+    is_end_reached: bool,
     /// True once shutdown(SHUT_WR) was called.
     pub send_is_shut: bool,
 }
@@ -160,6 +166,7 @@ impl Connection {
             is_sliced: false,
             is_fresh: true,
             receive_end: ReceiveEnd::Open,
+            is_end_reached: false,
             send_is_shut: false,
         }
     }
@@ -179,7 +186,7 @@ impl Connection {
         match &self.stage {
             Stage::Http1(_) | Stage::Ending => "http1",
             Stage::WebSocket(_) => "websocket",
-            Stage::Tunnel => "tunnel",
+            Stage::Tunnel { .. } => "tunnel",
             Stage::Http2(stack) if stack.open_tunnels().next().is_some() => "http2-websocket",
             Stage::Http2(stack) if stack.passages().next().is_some() => "http2-tunnel",
             Stage::Http2(_) => "http2",
@@ -189,6 +196,11 @@ impl Connection {
     /// True once nothing but the flush of the output is left to do.
     pub fn is_ending(&self) -> bool {
         matches!(self.stage, Stage::Ending)
+    }
+
+    /// True if our direction is to be shut down once the output is flushed.
+    pub fn is_send_ending(&self) -> bool {
+        matches!(self.stage, Stage::Ending | Stage::Tunnel { half_closed: true, .. })
     }
 
     /// True for an HTTP connection between two requests: a graceful stop may close it at once. Not
@@ -210,7 +222,7 @@ impl Connection {
         let machine = match &self.stage {
             Stage::WebSocket(machine) => machine.held_bytes(),
             Stage::Http2(stack) => stack.held_bytes(),
-            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
+            Stage::Http1(_) | Stage::Tunnel { .. } | Stage::Ending => 0,
         };
         self.pending.len() + machine
     }
@@ -247,7 +259,7 @@ impl Connection {
         match &self.stage {
             _ if self.is_input_held => false,
             Stage::Http1(machine) => machine.wants_input(),
-            Stage::WebSocket(_) | Stage::Http2(_) | Stage::Tunnel | Stage::Ending => true,
+            Stage::WebSocket(_) | Stage::Http2(_) | Stage::Tunnel { .. } | Stage::Ending => true,
         }
     }
 
@@ -272,7 +284,10 @@ impl Connection {
         match &self.stage {
             Stage::Http1(machine) => machine.is_end_due(),
             Stage::Http2(stack) => stack.machine.is_end_due(),
-            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => false,
+            Stage::Tunnel { end_told, .. } => {
+                self.is_end_reached && !end_told && self.pending.is_empty()
+            }
+            Stage::WebSocket(_) | Stage::Ending => false,
         }
     }
 
@@ -281,16 +296,17 @@ impl Connection {
         self.pending.is_empty() || self.is_end_due() || self.wants_input()
     }
 
-    /// The peer has ended its direction. True: the service must be told that this is the end.
+    /// The peer has ended its direction, and all that came before is here. True: the service must be told that
+    /// this is the end.
     ///
     /// In HTTP/1.1 a client may send FIN behind its request and still read the response (RFC 9112
     /// §9.6); a WebSocket without a close frame is over (RFC 6455 §7.1.1).
     pub fn on_receive_end(&mut self, end: ReceiveEnd) -> bool {
-        self.receive_end = end;
+        (self.receive_end, self.is_end_reached) = (end, true);
         let goes_on = match (&self.stage, end) {
             (Stage::Http1(machine), ReceiveEnd::Fin) => is_responding(machine),
             // A tunnel's directions end one by one.
-            (Stage::Tunnel, ReceiveEnd::Fin) => true,
+            (Stage::Tunnel { .. }, ReceiveEnd::Fin) => true,
             _ => false,
         };
         if !goes_on && !self.is_ending() {
@@ -303,7 +319,8 @@ impl Connection {
     /// True if the request in progress lacks a part that cannot come any more (RFC 9112 §8). What is
     /// pending must have been offered to [`Connection::next_event`] before.
     pub fn is_cut_off(&self) -> bool {
-        self.receive_end == ReceiveEnd::Fin
+        self.is_end_reached
+            && self.receive_end == ReceiveEnd::Fin
             && !self.is_input_held
             && matches!(&self.stage, Stage::Http1(machine)
                 if is_responding(machine) && machine.wants_input())
@@ -315,7 +332,7 @@ impl Connection {
         match &mut self.stage {
             Stage::Http1(machine) => machine.close_after_response(),
             Stage::Http2(stack) => stack.machine.say_farewell(out),
-            Stage::WebSocket(_) | Stage::Tunnel | Stage::Ending => {}
+            Stage::WebSocket(_) | Stage::Tunnel { .. } | Stage::Ending => {}
         }
     }
 
@@ -324,14 +341,14 @@ impl Connection {
         match &self.stage {
             Stage::WebSocket(_) => vec![Slot::ONLY],
             Stage::Http2(stack) => stack.open_tunnels().map(|(slot, _)| Slot::new(slot)).collect(),
-            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => Vec::new(),
+            Stage::Http1(_) | Stage::Tunnel { .. } | Stage::Ending => Vec::new(),
         }
     }
 
     /// The streams whose bytes are passed on, whatever they mean.
     pub fn tunnels(&self) -> Vec<Slot> {
         match &self.stage {
-            Stage::Tunnel => vec![Slot::ONLY],
+            Stage::Tunnel { .. } => vec![Slot::ONLY],
             Stage::Http2(stack) => stack.passages().collect(),
             Stage::Http1(_) | Stage::WebSocket(_) | Stage::Ending => Vec::new(),
         }
@@ -340,7 +357,7 @@ impl Connection {
     /// True if that stream is one of [`Connection::tunnels`].
     pub fn is_tunnel(&self, slot: Slot) -> bool {
         match &self.stage {
-            Stage::Tunnel => true,
+            Stage::Tunnel { .. } => true,
             Stage::Http2(stack) => stack.is_passage(slot),
             Stage::Http1(_) | Stage::WebSocket(_) | Stage::Ending => false,
         }

@@ -107,6 +107,8 @@ const _: () = assert!(size_of::<ConnectionHead>() == 24);
 
 /// Nothing has been received: the version of HTTP is open.
 const FLAG_FRESH: u64 = 1;
+/// A tunnel of which our direction ends. (A build that does not know it has the gateway say so again.)
+const FLAG_HALF_CLOSED: u64 = 2;
 
 /// Why a connection cannot be rebuilt from a record.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +145,7 @@ impl Connection {
         let machine: usize = match &self.stage {
             Stage::WebSocket(machine) => machine.saved_bytes(),
             Stage::Http2(stack) => stack.saved_bytes(),
-            Stage::Http1(_) | Stage::Tunnel | Stage::Ending => 0,
+            Stage::Http1(_) | Stage::Tunnel { .. } | Stage::Ending => 0,
         };
         self.pending.len() + machine
     }
@@ -162,13 +164,17 @@ impl Connection {
                 Stage::Http1(_) => STAGE_HTTP1,
                 Stage::WebSocket(_) => STAGE_WEBSOCKET,
                 Stage::Ending => STAGE_ENDING,
-                Stage::Tunnel => STAGE_TUNNEL,
+                Stage::Tunnel { .. } => STAGE_TUNNEL,
                 Stage::Http2(_) => STAGE_HTTP2,
             },
             waiting: Waiting::ALL.iter().position(|one| *one == self.waiting).unwrap_or(0) as u8,
             receive_end,
             send_is_shut: u8::from(self.send_is_shut),
-            flags: if self.is_fresh { FLAG_FRESH } else { 0 },
+            flags: match &self.stage {
+                Stage::Tunnel { half_closed: true, .. } => FLAG_HALF_CLOSED,
+                _ if self.is_fresh => FLAG_FRESH,
+                _ => 0,
+            },
         };
         writer.section(TAG_CONNECTION, 1, false, &head, &[]);
         if !self.pending.is_empty() {
@@ -183,7 +189,7 @@ impl Connection {
                 writer.section(TAG_WEBSOCKET, 1, false, &head, &tail);
             }
             Stage::Http2(stack) => stack.save(now_ms, writer),
-            Stage::Tunnel | Stage::Ending => {}
+            Stage::Tunnel { .. } | Stage::Ending => {}
         }
     }
 
@@ -208,7 +214,11 @@ impl Connection {
                 Stage::WebSocket(WebSocket::restore(state, &limits)?)
             }
             STAGE_ENDING => Stage::Ending,
-            STAGE_TUNNEL => Stage::Tunnel,
+            STAGE_TUNNEL => {
+                // To be told the end twice does no harm.
+                let half_closed = head.flags & FLAG_HALF_CLOSED != 0;
+                Stage::Tunnel { half_closed, end_told: false }
+            }
             STAGE_HTTP2 => {
                 Stage::Http2(Box::new(Http2Stack::restore(record, environment, transit_ms)?))
             }
@@ -242,6 +252,7 @@ impl Connection {
             is_sliced: false,
             is_fresh: head.flags & FLAG_FRESH != 0,
             receive_end,
+            is_end_reached: false,
             send_is_shut: head.send_is_shut != 0,
         })
     }

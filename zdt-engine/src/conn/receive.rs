@@ -45,8 +45,13 @@ impl Connection {
                     Some((Slot::ONLY, Event::AllEnded))
                 }
             },
-            Stage::Tunnel if input.is_empty() => None,
-            Stage::Tunnel => Some((Slot::ONLY, Event::Tunnel(input.take_all()))),
+            // Behind all that came before it.
+            Stage::Tunnel { end_told, .. } if input.is_empty() => {
+                let is_due = self.is_end_reached && !*end_told;
+                *end_told |= is_due;
+                is_due.then_some((Slot::ONLY, Event::TunnelEnd))
+            }
+            Stage::Tunnel { .. } => Some((Slot::ONLY, Event::Tunnel(input.take_all()))),
             Stage::Ending => {
                 input.take_all();
                 None

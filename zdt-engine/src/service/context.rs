@@ -48,6 +48,8 @@ pub trait Actions {
     fn write_tunnel(&mut self, bytes: &[u8]);
     /// See [`Context::finish_tunnel`].
     fn finish_tunnel(&mut self);
+    /// See [`Context::half_close_tunnel`].
+    fn half_close_tunnel(&mut self);
     /// The rest will not come.
     fn abort(&mut self);
     /// See [`Context::hold_input`].
@@ -139,6 +141,14 @@ impl<'a> Context<'a> {
     /// Ends the tunnel: what was written is sent, then the end of the connection, or of the stream.
     pub fn finish_tunnel(&mut self) {
         self.actions.finish_tunnel();
+    }
+
+    /// Nothing more is sent into the tunnel: behind what was written the client gets its end. What the client
+    /// sends goes on coming, until the session calls [`Context::finish_tunnel`], as it should once the client has
+    /// ended, too ([`super::Session::on_half_close`]). A client that gives nothing for `limits.stall_timeout_ms` is
+    /// given up.
+    pub fn half_close_tunnel(&mut self) {
+        self.actions.half_close_tunnel();
     }
 
     /// Gives the exchange up: what was sent is flushed, and the client sees that the rest is missing.

@@ -372,7 +372,7 @@ impl Worker {
         let goes_on = was_blocked
             && !entry.paused
             && entry.connection.wants_input()
-            && !entry.connection.pending().is_empty();
+            && entry.connection.has_events_due();
         self.queue_output(key, out);
         if goes_on {
             // The response before them is finished: pipelined requests go on.

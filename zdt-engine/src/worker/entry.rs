@@ -71,7 +71,7 @@ pub struct Entry {
     pub is_waiting: bool,
     /// It has had its turn's work, and goes on in a later one (`work.rs`).
     pub is_put_off: bool,
-    /// The peer's end has come behind work that was put off, and is looked at after that.
+    /// The peer's end has come behind what has not been looked at yet, and counts after that.
     pub end_waits: bool,
     /// What it has had of this turn.
     pub worked: Worked,
@@ -155,6 +155,11 @@ impl Entry {
     /// True while nothing is received for want of room or of a turn: the peer may have sent what it owes.
     pub fn is_unread(&self) -> bool {
         (self.paused || self.is_waiting) && self.connection.receive_end == ReceiveEnd::Open
+    }
+
+    /// True if something has arrived that has not been looked at, or waits for what is before it.
+    pub fn has_unread(&self) -> bool {
+        !self.connection.pending().is_empty() || self.transport.has_work()
     }
 
     /// True while no operation names the socket.

@@ -118,6 +118,11 @@ impl Actions for Exchange<'_> {
         self.check(done, "the end of a tunnel where there is none");
     }
 
+    fn half_close_tunnel(&mut self) {
+        let done = self.answers().half_close_tunnel();
+        self.check(done, "the end of a tunnel where there is none");
+    }
+
     fn abort(&mut self) {
         self.answers().abort();
     }

@@ -175,12 +175,7 @@ impl Worker {
             }
         }
         // The peer's FIN may have come while records were kept back.
-        if let Some(entry) = self.entries.get(key)
-            && entry.connection.receive_end == ReceiveEnd::Fin
-            && entry.is_served()
-            && !entry.paused
-        {
-            self.end_if_cut_off(key);
+        if self.entries.get(key).is_some_and(|entry| entry.end_waits && !entry.paused) {
             self.settle(key);
         }
     }

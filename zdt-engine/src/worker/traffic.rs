@@ -97,23 +97,20 @@ impl Worker {
             entry.connection.receive_end = end;
             return self.drop_connection(key);
         }
-        if entry.is_put_off || entry.end_waits && entry.paused {
+        if entry.is_put_off || entry.paused && entry.has_unread() {
             // What came before it is looked at first.
             entry.connection.receive_end = end;
             entry.end_waits = true;
             return self.settle(key);
         }
         entry.end_waits = false;
-        let is_over = entry.connection.on_receive_end(end);
-        // While paused, the rest of the request may be among what is kept.
-        let waits =
-            entry.paused && (!entry.connection.pending().is_empty() || entry.transport.has_work());
-        if is_over {
+        if entry.connection.on_receive_end(end) {
             self.end_sessions(key);
+        } else if entry.connection.is_tunnel(Slot::ONLY) {
+            // An event behind what its session has not taken yet.
+            return self.process_pending(key, false);
         } else {
-            if !waits {
-                self.end_if_cut_off(key);
-            }
+            self.end_if_cut_off(key);
             self.with_every_session(key, |session, context| session.on_half_close(context));
         }
         self.settle(key);
@@ -123,7 +120,7 @@ impl Worker {
     /// its session, until the stall time-out.
     pub(super) fn end_if_cut_off(&mut self, key: usize) {
         let entry = &mut self.entries[key];
-        if entry.connection.is_cut_off() && !entry.transport.has_work() {
+        if entry.connection.is_cut_off() {
             entry.connection.end();
             self.end_sessions(key);
         }
@@ -337,7 +334,7 @@ impl Worker {
         let queued = entry.queued();
         self.count_held(key);
         let entry = &mut self.entries[key];
-        if entry.connection.is_ending() && queued == 0 {
+        if entry.connection.is_send_ending() && queued == 0 {
             if !entry.connection.send_is_shut {
                 if self.say_goodbye(key) {
                     return self.schedule(key); // it shuts down once that is sent
@@ -348,7 +345,8 @@ impl Worker {
                     let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Write);
                 }
             }
-            if self.entries[key].connection.receive_end != ReceiveEnd::Open {
+            let connection = &self.entries[key].connection;
+            if connection.is_ending() && connection.receive_end != ReceiveEnd::Open {
                 return self.drop_connection(key);
             }
         }

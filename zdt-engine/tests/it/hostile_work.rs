@@ -15,6 +15,7 @@ use zdt_engine::control::HandoffReport;
 
 use crate::freeze::frame as websocket_frame;
 use crate::lab::http2::*;
+use crate::lab::secure::Authority;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client};
 use crate::supervisor::engine::{Engine, Options as EngineOptions};
@@ -244,6 +245,47 @@ fn messages_before_a_fin_are_answered() {
     let mut answers = Vec::new();
     stream.read_to_end(&mut answers).expect("read");
     assert!(answers == [0x82, 1, b'x'].repeat(MESSAGES), "{} bytes", answers.len());
+}
+
+/// Answers that are too long for one send queue, to requests that all came at once, with the end behind them.
+#[test]
+fn what_waits_for_room_is_answered_behind_a_fin() {
+    const REQUESTS: usize = 200;
+    let authority = Authority::new();
+    for tls in [None, Some(&authority)] {
+        let mut worker = TestWorker::spawn_with(1, &Options { tls, ..Options::patient() });
+        let address = worker.listen();
+        let asked = "GET /id?id=x HTTP/1.1\r\nHost: x\r\n\r\n".repeat(REQUESTS);
+        let mut answers = Vec::new();
+        let stop = || {
+            worker.signal(Signal::SIGSTOP);
+            worker.wait_stopped();
+        };
+        match tls {
+            None => {
+                let mut stream = client::connect(address);
+                stop();
+                stream.write_all(asked.as_bytes()).expect("write");
+                stream.shutdown(Shutdown::Write).expect("FIN");
+                worker.signal(Signal::SIGCONT);
+                stream.read_to_end(&mut answers).expect("read");
+            }
+            Some(authority) => {
+                let mut stream = authority.connect(address);
+                stop();
+                // A record for each of them.
+                for request in asked.as_bytes().chunks(asked.len() / REQUESTS) {
+                    stream.write_all(request).expect("write");
+                    stream.flush().expect("flush");
+                }
+                stream.sock.shutdown(Shutdown::Write).expect("FIN");
+                worker.signal(Signal::SIGCONT);
+                stream.read_to_end(&mut answers).expect("read");
+            }
+        }
+        let heads = answers.windows(12).filter(|bytes| bytes == b"HTTP/1.1 200").count();
+        assert_eq!(heads, REQUESTS);
+    }
 }
 
 /// A deploy goes on beside bombs that never end, and each of them comes back.

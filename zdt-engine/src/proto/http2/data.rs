@@ -4,7 +4,7 @@
 
 use super::frame::{self, Header};
 use super::receive::{Handled, Turn};
-use super::{Environment, Error, ErrorCode, Event, Http2, Incoming, Outgoing};
+use super::{Environment, Error, ErrorCode, Event, Http2, Incoming};
 
 impl Http2 {
     pub(super) fn on_data(
@@ -49,7 +49,7 @@ impl Http2 {
                 };
                 let is_too_long = !stream.is_tunnel
                     && stream.received > turn.environment.limits.max_body_bytes
-                    && stream.outgoing != Outgoing::Finished;
+                    && !stream.is_over();
                 if let Some(code) = code {
                     event = self.fail_stream(header.stream, code, turn)?;
                 } else if is_too_long {
@@ -94,7 +94,7 @@ impl Http2 {
         }
         stream.is_receiving = false;
         stream.since_ms = turn.environment.now_ms;
-        if stream.outgoing == Outgoing::Finished {
+        if stream.is_over() {
             self.close_if_done(slot);
             return Ok(None);
         }
@@ -151,7 +151,7 @@ impl Http2 {
             && !stream.is_held
             && stream.receive_credit >= half
             && stream.buffered() <= most_buffered
-            && stream.outgoing != Outgoing::Finished
+            && !stream.is_over()
         {
             frame::write_window_update(out, stream.id, stream.receive_credit);
             stream.receive_window =
@@ -176,15 +176,15 @@ impl Http2 {
         environment: &Environment<'_>,
     ) {
         if let Some(stream) = self.streams.get_mut(slot) {
-            stream.is_held = is_held;
+            if std::mem::replace(&mut stream.is_held, is_held) && !is_held {
+                stream.since_ms = environment.now_ms; // from now on it is waited for
+            }
             self.grant(slot, out, environment);
         }
     }
 
     /// False once nobody reads the request's body any more.
     pub(super) fn wants_data(&self, slot: usize) -> bool {
-        self.streams
-            .get(slot)
-            .is_some_and(|stream| stream.is_receiving && stream.outgoing != Outgoing::Finished)
+        self.streams.get(slot).is_some_and(|stream| stream.is_receiving && !stream.is_over())
     }
 }

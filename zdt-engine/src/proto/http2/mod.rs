@@ -370,6 +370,13 @@ impl Http2 {
             .is_some_and(|stream| stream.is_tunnel && stream.outgoing == Outgoing::Open)
     }
 
+    /// True for a tunnel that the caller has not ended: also for one that is half-closed.
+    pub fn is_live_tunnel(&self, slot: usize) -> bool {
+        self.streams.get(slot).is_some_and(|stream| {
+            stream.is_tunnel && (stream.outgoing == Outgoing::Open || stream.is_half_closed)
+        })
+    }
+
     /// True while the service owes the head of a response.
     pub fn is_response_due(&self, slot: usize) -> bool {
         self.streams.get(slot).is_some_and(|stream| stream.outgoing == Outgoing::Pending)
@@ -377,7 +384,7 @@ impl Http2 {
 
     /// True once a response is finished, or its stream gone: the session can go.
     pub fn is_exchange_over(&self, slot: usize) -> bool {
-        self.streams.get(slot).is_none_or(|stream| stream.outgoing == Outgoing::Finished)
+        self.streams.get(slot).is_none_or(Stream::is_over)
     }
 
     /// Bytes of a stream that wait for its windows.
@@ -434,7 +441,10 @@ impl Http2 {
         let stream = self.streams.get(slot)?;
         let waits = stream.buffered() > 0
             || stream.is_lingering
-            || (stream.is_receiving && !stream.is_tunnel);
+            // The client cannot be blamed for what the service has no room for.
+            || (stream.is_receiving
+                && !stream.is_held
+                && (!stream.is_tunnel || stream.is_half_closed));
         waits.then_some((stream.since_ms, stream.is_lingering))
     }
 

@@ -158,7 +158,9 @@ const STREAM_HEAD: u16 = 1 << 1;
 const STREAM_TUNNEL: u16 = 1 << 2;
 const STREAM_LINGERING: u16 = 1 << 3;
 const STREAM_ANNOUNCED: u16 = 1 << 4;
-const KNOWN_STREAM_FLAGS: u16 = (1 << 5) - 1;
+/// An older build refuses it, and the connection drains.
+const STREAM_HALF_CLOSED: u16 = 1 << 5;
+const KNOWN_STREAM_FLAGS: u16 = (1 << 6) - 1;
 
 /// Why a saved state is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -302,6 +304,7 @@ impl Http2 {
                 | flag(stream.is_head, STREAM_HEAD)
                 | flag(stream.is_tunnel, STREAM_TUNNEL)
                 | flag(stream.is_lingering, STREAM_LINGERING)
+                | flag(stream.is_half_closed, STREAM_HALF_CLOSED)
                 | flag(stream.announced.is_some(), STREAM_ANNOUNCED),
             outgoing,
             padding: [0; 5],
@@ -459,7 +462,12 @@ impl Http2 {
         if !buffer.is_empty() && !has_body {
             return Err(RestoreError::Contradiction("a body of a response that has none"));
         }
-        let is_over = outgoing == Outgoing::Finished && buffer.is_empty();
+        let is_half_closed = has(STREAM_HALF_CLOSED);
+        let may_be = has(STREAM_TUNNEL) && !has(STREAM_LINGERING) && outgoing == Outgoing::Finished;
+        if is_half_closed && !may_be {
+            return Err(RestoreError::Contradiction("a half-closed stream that is no tunnel"));
+        }
+        let is_over = outgoing == Outgoing::Finished && buffer.is_empty() && !is_half_closed;
         if is_over && !(has(STREAM_LINGERING) && has(STREAM_RECEIVING)) {
             return Err(RestoreError::Contradiction("a stream that is over"));
         }
@@ -469,6 +477,7 @@ impl Http2 {
             is_receiving: has(STREAM_RECEIVING),
             is_head: has(STREAM_HEAD),
             is_tunnel: has(STREAM_TUNNEL),
+            is_half_closed,
             is_lingering: has(STREAM_LINGERING),
             is_held: false,
             send_window: head.send_window,

@@ -356,10 +356,24 @@ impl Http2 {
         Ok(())
     }
 
-    /// Ends our direction of a tunnel; the stream then waits for the client's end.
+    /// Ends a tunnel; the stream then waits for the client's end.
     pub fn end_tunnel(&mut self, slot: usize, out: &mut Vec<u8>, now_ms: u64) {
         if let Some(stream) = self.streams.get_mut(slot) {
             stream.since_ms = now_ms;
+            if std::mem::take(&mut stream.is_half_closed) {
+                return self.close_if_done(slot);
+            }
+            let _ = self.finish_response(slot, out);
+        }
+    }
+
+    /// Ends our direction of a tunnel; the client's goes on until [`Http2::end_tunnel`].
+    pub fn half_close_tunnel(&mut self, slot: usize, out: &mut Vec<u8>, now_ms: u64) {
+        if let Some(stream) = self.streams.get_mut(slot)
+            && stream.is_tunnel
+            && stream.outgoing == Outgoing::Open
+        {
+            (stream.since_ms, stream.is_half_closed) = (now_ms, true);
             let _ = self.finish_response(slot, out);
         }
     }
@@ -492,7 +506,7 @@ impl Http2 {
     /// client goes on for too long. An answer that overtakes the end of its request costs no reset.
     pub(super) fn close_if_done(&mut self, slot: usize) {
         let Some(stream) = self.streams.get_mut(slot) else { return };
-        if stream.outgoing != Outgoing::Finished || stream.buffered() > 0 {
+        if !stream.is_over() || stream.buffered() > 0 {
             return;
         }
         if stream.is_receiving {

@@ -33,6 +33,9 @@ pub(super) struct Stream {
     pub is_head: bool,
     /// An extended CONNECT that has been accepted: both directions carry bytes of another protocol.
     pub is_tunnel: bool,
+    /// A tunnel of which we have ended our direction (it is [`Outgoing::Finished`]), and whose other one goes on:
+    /// what comes is delivered, and the stream stays until the caller ends it.
+    pub is_half_closed: bool,
     /// We have ended, and wait for the peer's end.
     pub is_lingering: bool,
     /// The service has no room for more of the body. Not saved: it says so again.
@@ -63,6 +66,7 @@ impl Stream {
         is_receiving: false,
         is_head: false,
         is_tunnel: false,
+        is_half_closed: false,
         is_lingering: false,
         is_held: false,
         send_window: 0,
@@ -75,6 +79,12 @@ impl Stream {
         trailers: None,
         since_ms: 0,
     };
+
+    /// True once nobody wants to read what the peer sends on it.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.outgoing == Outgoing::Finished && !self.is_half_closed
+    }
 
     /// Bytes that wait for the windows.
     #[inline]

@@ -328,7 +328,9 @@ impl Core {
     /// The client sends nothing more.
     pub fn on_half_close(&mut self, index: usize) {
         let exchange = &mut self.exchanges[index];
-        exchange.half_closed = true;
+        // In HTTP/1.1 there may be more behind the handshake; in a tunnel its end comes in its turn.
+        exchange.half_closed =
+            exchange.stream != 0 || matches!(exchange.stage, Stage::Tunnel | Stage::Reconnecting);
         match exchange.stage {
             Stage::Held(_) => {
                 self.status.abandoned += 1;

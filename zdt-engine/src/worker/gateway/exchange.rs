@@ -29,6 +29,8 @@ pub enum Todo {
     Fail { exchange: usize, serial: u64, status: u16, reason: String },
     /// Stop taking the client's body, or go on.
     Input { exchange: usize, serial: u64, held: bool },
+    /// Both directions of a tunnel have ended.
+    Over { exchange: usize, serial: u64 },
     /// Its application is to end: see [`Tunnel::leaving`].
     Leave { exchange: usize, serial: u64 },
     /// Go on with this file of a held body.

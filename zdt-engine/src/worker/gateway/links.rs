@@ -70,6 +70,9 @@ impl Worker {
                     self.with_exchange(&core, exchange, serial, |context| context.hold_input(held));
                 }
                 Todo::Spill(place) => self.run_spill(&core, place),
+                Todo::Over { exchange, serial } => {
+                    self.with_exchange(&core, exchange, serial, |context| context.finish_tunnel());
+                }
                 Todo::Idle { url } => self.tell(&crate::control::FromWorker::UpstreamIdle { url }),
                 Todo::Leave { exchange, serial } => {
                     let shared = Rc::clone(&core);
@@ -210,6 +213,7 @@ impl Worker {
         } else if exchange.half_closed && exchange.stage == Stage::Tunnel {
             link.send_is_shut = true;
             let _ = sys::socket::shutdown(socket.as_fd(), Shutdown::Write);
+            core.end_if_over(index);
         }
     }
 
@@ -233,7 +237,9 @@ impl Worker {
         if result < 0 && !harmless.contains(&-result) {
             // What it has sent before may still be there to be received; that end decides.
             link.send_is_shut = true;
+            core.end_if_over(index);
         }
+        let link = &core.links[index];
         if link.frozen {
             let key = link.exchange.map(|exchange| core.exchanges[exchange].key);
             drop(core);
@@ -365,16 +371,20 @@ impl Worker {
         }
         let Some(exchange) = link.exchange else { return core.close(index) };
         let answer_bytes_came = !link.pending.is_empty();
-        let is_reset = link.reset;
+        let (is_reset, is_shut) = (link.reset, link.send_is_shut);
         let ended = link.machine.on_receive_end(is_reset);
         let known = &mut core.exchanges[exchange];
         let serial = known.serial;
         if known.stage == Stage::Tunnel {
             drop(core);
-            // The client gets what is there, and then the end, of the same kind where it can tell.
-            return self.with_exchange(shared, exchange, serial, |context| match is_reset {
-                true => context.abort(),
-                false => context.finish_tunnel(),
+            // The client gets what is there, and then the end, of the same kind where it can tell. Its own
+            // direction goes on, if it has not ended.
+            return self.with_exchange(shared, exchange, serial, |context| {
+                match (is_reset, is_shut) {
+                    (true, _) => context.abort(),
+                    (false, true) => context.finish_tunnel(),
+                    (false, false) => context.half_close_tunnel(),
+                }
             });
         }
         match ended {

@@ -208,8 +208,16 @@ impl Core {
     /// is cut.
     pub fn try_leave(&mut self, index: usize, context: &mut Context<'_>) {
         let exchange = &mut self.exchanges[index];
+        let has_ended = exchange.link.is_some_and(|link| self.links[link].end_seen);
         let Some(tunnel) = &mut exchange.tunnel else { return };
         match tunnel.leaving {
+            // Its client has been told already.
+            Leaving::Close if has_ended && exchange.stage == Stage::Tunnel => {
+                exchange.stage = Stage::Failed;
+                context.finish_tunnel();
+            }
+            // It ends by itself.
+            _ if has_ended => {}
             Leaving::Close if tunnel.down.at_boundary() => {
                 // RFC 6455 §5.5.1, status 1012: service restart.
                 context.write_tunnel(&[0x88, 2, 0x03, 0xf4]);

@@ -3,7 +3,7 @@
 //! Must not know: sockets' operations.
 
 use super::core::{Core, MAX_KEPT_BYTES};
-use super::exchange::{Link, LinkStage, Stage, Todo};
+use super::exchange::{Exchange, Link, LinkStage, Stage, Todo};
 use crate::config::UpstreamAddress;
 use crate::proto::http1::client::Http1Client;
 use crate::queue::Scope;
@@ -131,6 +131,18 @@ impl Core {
             exchange.out.splice(..0, bytes[count..].iter().copied());
         }
         self.recycle(bytes);
+    }
+
+    /// A tunnel whose upstream has ended its direction is over when ours has ended, too.
+    pub fn end_if_over(&mut self, index: usize) {
+        let link = &self.links[index];
+        let Some(exchange) = link.exchange.filter(|_| link.end_seen && link.send_is_shut) else {
+            return;
+        };
+        let Exchange { stage, serial, .. } = self.exchanges[exchange];
+        if stage == Stage::Tunnel && !link.frozen {
+            self.todo.push_back(Todo::Over { exchange, serial });
+        }
     }
 
     /// There is room on the way to the upstream again.

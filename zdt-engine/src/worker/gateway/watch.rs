@@ -74,10 +74,17 @@ impl Core {
             (LinkStage::Ready, Some(exchange)) => {
                 // A client that sends its body slowly, or takes the answer slowly, has time-outs of its
                 // own.
-                let upstream_owes = exchange.body_done && !link.paused || !exchange.out.is_empty();
-                matches!(exchange.stage, Stage::Sent | Stage::Responding | Stage::Reconnecting)
-                    && upstream_owes
-                    && past(exchange.active_ms, self.options.response_timeout_ms)
+                let upstream_owes = match exchange.stage {
+                    Stage::Sent | Stage::Responding | Stage::Reconnecting => {
+                        exchange.body_done && !link.paused || !exchange.out.is_empty()
+                    }
+                    // A tunnel may be silent for as long as it likes, but the rest of it is to be taken.
+                    Stage::Tunnel => {
+                        (exchange.half_closed || link.end_seen) && link.sending.is_some()
+                    }
+                    Stage::Held(_) | Stage::Opening | Stage::Failed => false,
+                };
+                upstream_owes && past(exchange.active_ms, self.options.response_timeout_ms)
             }
         }
     }

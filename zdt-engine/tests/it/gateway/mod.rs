@@ -2,6 +2,7 @@
 //! there.
 
 mod ending;
+mod half_closed;
 mod hold;
 mod http2;
 mod kills;

@@ -120,6 +120,14 @@ impl Switching {
                 stream.shutdown(Shutdown::Write)?;
                 stream.read_to_end(received)?;
             }
+            "/gone" => {
+                let _count = stream.read(&mut piece)?;
+                stream.write_all(b"gone")?;
+            }
+            "/sink" => {
+                stream.read_to_end(received)?;
+                stream.write_all(b"the end")?;
+            }
             "/flood" => {
                 let bytes = number();
                 for start in (0..bytes).step_by(1 << 14) {

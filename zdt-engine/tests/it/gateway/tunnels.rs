@@ -20,7 +20,7 @@ use crate::supervisor::engine::Engine;
 const CANCEL: u32 = 8;
 
 /// A worker that is a gateway in front of that.
-fn lab(url: &str) -> Options<'static> {
+pub(super) fn lab(url: &str) -> Options<'static> {
     let target = UpstreamTarget::parse(url).expect("a URL");
     let route = RouteTarget {
         name: "default".to_owned(),

@@ -489,3 +489,39 @@ fn saved_states_that_nobody_saved_are_refused() {
         assert!(refused(change, b"").is_some());
     }
 }
+
+/// Its bytes may still wait for the client's window: its end comes behind them.
+#[test]
+fn a_half_closed_tunnel_takes_what_comes_until_it_is_ended() {
+    for answered in [2, 70_000] {
+        let mut server = greeted();
+        request(&mut server, 7, false, &head(POST, &[]));
+        let (now_ms, lent) = (server.now_ms, environment(server.now_ms));
+        let slot = server.machine.slot_of(7).expect("it lives");
+        server.machine.accept_tunnel(slot, &mut server.out, &[], &lent).expect("due");
+        let body = vec![b'x'; answered];
+        server.machine.write_body(slot, &mut server.out, &body, now_ms).expect("it is open");
+        for _ in 0..2 {
+            server.machine.half_close_tunnel(slot, &mut server.out, now_ms);
+            server.machine = move_machine(&server.machine, now_ms);
+            let slot = server.machine.slot_of(7).expect("it lives");
+            assert!(server.machine.is_live_tunnel(slot) && !server.machine.is_open_tunnel(slot));
+            assert!(!server.machine.is_exchange_over(slot));
+        }
+        data(&mut server, 7, false, b"more");
+        assert_eq!(server.seen[&7].body, b"more");
+        let mut bytes = Vec::new();
+        for stream in [0, 7] {
+            frame::write_window_update(&mut bytes, stream, 100_000);
+        }
+        server.receive(&bytes);
+        let got = received(&mut server);
+        assert_eq!(got.streams[&7], (Some(200), body, true, None));
+        let slot = server.machine.slot_of(7).expect("its client has not ended");
+        server.machine.end_tunnel(slot, &mut server.out, now_ms);
+        assert!(server.machine.is_exchange_over(slot));
+        data(&mut server, 7, true, b"too late");
+        assert_eq!(server.machine.stream_count(), 0);
+        assert_eq!((&server.seen[&7].body[..], server.out.len()), (&b"more"[..], 0));
+    }
+}
