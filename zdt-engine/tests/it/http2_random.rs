@@ -9,13 +9,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::freeze::frame as websocket_frame;
+use crate::gateway::gateway_to;
 use crate::http2_freeze::{read_all, tell};
 use crate::lab::http2::*;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, eventually};
 
 const SCRIPTS: usize = 12;
-const CLIENTS_PER_SCRIPT: usize = 20;
 const MOVES: usize = 3;
 const STEPS: usize = 60;
 const MOST_STREAMS: u32 = 16;
@@ -254,14 +254,14 @@ struct Cut<'a> {
     client: Http2Client,
 }
 
-#[test]
-fn random_traffic_moves_at_random_places() {
+/// Plays scripts to workers with these options, each to so many clients that are moved.
+fn play(options: &Options<'_>, clients_per_script: usize) {
     let seed = std::env::var("ZDT_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(rand::random);
     println!("ZDT_TEST_SEED={seed}");
     let scripts: Vec<Script> =
         (0..SCRIPTS as u64).map(|number| Author::write(seed.wrapping_add(number))).collect();
-    let mut worker = TestWorker::spawn_with(1, &Options::patient());
+    let mut worker = TestWorker::spawn_with(1, options);
     let address = worker.listen();
     let unmoved = |script: &Script| {
         let mut client = Http2Client::silent(address);
@@ -274,7 +274,7 @@ fn random_traffic_moves_at_random_places() {
     let mut random = StdRng::seed_from_u64(seed);
     let mut cuts: Vec<Cut<'_>> = Vec::new();
     for (script, expected) in scripts.iter().zip(&expected) {
-        for _ in 0..CLIENTS_PER_SCRIPT {
+        for _ in 0..clients_per_script {
             let mut place = || random.random_range(0..=script.bytes.len());
             let mut places: Vec<usize> = (0..MOVES).map(|_| place()).collect();
             places.sort_unstable();
@@ -295,7 +295,7 @@ fn random_traffic_moves_at_random_places() {
             let status = worker.status();
             status.bytes_received == before + sent && status.connections == cuts.len() as u64
         });
-        let next = TestWorker::spawn_with(2 + turn as u32, &Options::patient());
+        let next = TestWorker::spawn_with(2 + turn as u32, options);
         let mut pair = Pair::join(worker, next);
         let report = pair.hand_off();
         assert_eq!((report.moved, report.refused), (cuts.len() as u64, 0), "{report:?}");
@@ -308,4 +308,17 @@ fn random_traffic_moves_at_random_places() {
         let heard = cut.script.hear(&mut cut.client);
         assert_eq!(heard, *cut.expected, "cut at {:?} of {}", cut.places, cut.script.bytes.len());
     }
+}
+
+#[test]
+fn random_traffic_moves_at_random_places() {
+    play(&Options::patient(), 20);
+}
+
+/// What the application says comes through a gateway, whose upstream connections move as well.
+#[test]
+fn random_traffic_moves_with_its_upstreams() {
+    let mut application = TestWorker::spawn_with(1, &Options::patient());
+    let url = format!("http://{}", application.listen());
+    play(&gateway_to(&url), 5);
 }

@@ -6,8 +6,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use nix::sys::signal::Signal;
 
 use super::gateway_for;
+use super::gateway_to;
 use super::switching::Switching;
-use super::tunnels::lab;
 use crate::lab::http2::*;
 use crate::lab::secure::{self, Authority};
 use crate::lab::worker::Options;
@@ -118,7 +118,7 @@ fn end_behind_bytes(way: Way, handoff: Handoff) {
     let (upstream, url) = Switching::start();
     let authority = Authority::new();
     let tls = (way != Way::Plain).then_some(&authority);
-    let options = Options { tls, ..lab(&url) };
+    let options = Options { tls, ..gateway_to(&url) };
     let mut blue = TestWorker::spawn_with(1, &options);
     let address = blue.listen();
     let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &options));

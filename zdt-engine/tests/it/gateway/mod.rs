@@ -21,7 +21,9 @@ pub mod upstream;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use crate::lab::client;
+use zdt_engine::config::{RouteTarget, UpstreamTarget};
+
+use crate::lab::{client, worker};
 use crate::supervisor::engine::{Engine, Options};
 use upstream::Upstream;
 
@@ -45,6 +47,22 @@ fn gateway_with_faults(urls: &[String], config: &str, faults: &str) -> Engine {
         options = options.and("--upstream", url);
     }
     Engine::start(options)
+}
+
+/// A worker that is a gateway in front of that.
+pub fn gateway_to(url: &str) -> worker::Options<'static> {
+    let target = UpstreamTarget::parse(url).expect("a URL");
+    let route = RouteTarget {
+        name: "default".to_owned(),
+        path: "/".to_owned(),
+        upstreams: vec![target],
+        ..RouteTarget::default()
+    };
+    let mut options = worker::Options::patient();
+    options.config.service = "proxy".to_owned();
+    options.config.gateway.routes = vec![route];
+    options.config.gateway.workers = 1;
+    options
 }
 
 /// One answer: status, head, body.

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use zdt_engine::config::{Http2Options, RouteTarget, UpstreamTarget};
+use zdt_engine::config::Http2Options;
 
 use super::moving::websocket_upstream;
 use super::switching::Switching;
 use super::upstream::Upstream;
-use super::{gateway, gateway_for};
+use super::{gateway, gateway_for, gateway_to};
 use crate::freeze::frame as websocket_frame;
 use crate::http2_freeze::{read_all, tell};
 use crate::lab::http2::*;
@@ -18,22 +18,6 @@ use crate::lab::{Pair, TestWorker, client, eventually};
 use crate::supervisor::engine::Engine;
 
 const CANCEL: u32 = 8;
-
-/// A worker that is a gateway in front of that.
-pub(super) fn lab(url: &str) -> Options<'static> {
-    let target = UpstreamTarget::parse(url).expect("a URL");
-    let route = RouteTarget {
-        name: "default".to_owned(),
-        path: "/".to_owned(),
-        upstreams: vec![target],
-        ..RouteTarget::default()
-    };
-    let mut options = Options::patient();
-    options.config.service = "proxy".to_owned();
-    options.config.gateway.routes = vec![route];
-    options.config.gateway.workers = 1;
-    options
-}
 
 impl Http2Client {
     /// Asks for a WebSocket and waits until it is there.
@@ -95,7 +79,7 @@ fn tunnels_can_be_cut_anywhere() {
     script.extend(frame(PING, 0, 0, b"the last"));
 
     let ends = [1, 3, 5, 7];
-    let options = lab(&url);
+    let options = gateway_to(&url);
     let mut blue = TestWorker::spawn_with(1, &options);
     let address = blue.listen();
     let expected = {
@@ -490,13 +474,13 @@ fn websockets_of_both_versions_are_held_while_the_application_is_away() {
 #[test]
 fn a_refused_handoff_takes_the_tunnels_back() {
     let (_upstream, url) = Switching::start();
-    let mut blue = TestWorker::spawn_with(1, &lab(&url));
+    let mut blue = TestWorker::spawn_with(1, &gateway_to(&url));
     let address = blue.listen();
     let mut client = Http2Client::greet(address);
     for stream in [1, 3, 5] {
         client.open(stream, "/echo");
     }
-    let refusing = Options { faults: "adopt.refuse@2=fail:*", ..lab(&url) };
+    let refusing = Options { faults: "adopt.refuse@2=fail:*", ..gateway_to(&url) };
     let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &refusing));
     let report = pair.hand_off();
     assert_eq!((report.moved, report.refused), (0, 1), "{report:?}");
