@@ -281,6 +281,9 @@ pub struct ReceiveBuffers {
     pub bytes: u32,
 }
 
+/// Submissions for which a worker's ring has places; a batch that is larger goes to the kernel in parts.
+pub const RING_ENTRIES: u32 = 2_048;
+
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self {

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::DoctorArgs;
-use crate::config::Sources;
+use crate::config::{RING_ENTRIES, Sources};
 use crate::credentials::{Credentials, Validity};
+use crate::sys::ring::Shape;
 use crate::{steering, supervisor, sys, uring};
 
 /// Oldest kernel with everything that a worker needs.
@@ -18,7 +19,9 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const ENOUGH_FILES: u64 = 16_384;
 
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
 const CAP_BPF: u32 = 39;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -70,6 +73,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
         bpf(steering::probe_support()),
         bpffs(root),
         open_files(sys::process::raise_open_files()),
+        locked_memory(args),
         worker_user(args),
         seccomp(sys::seccomp::is_supported()),
         control_groups(sys::cgroup::Delegation::find(&["memory", "cpu"])),
@@ -215,6 +219,55 @@ fn open_files(limit: std::io::Result<u64>) -> Check {
             ),
         ),
         Err(error) => Check::warning("open files", format!("unknown: {error}"), "see `ulimit -Hn`"),
+    }
+}
+
+/// What is counted is what io_uring has, of all workers of one user, in a reload those of both generations.
+fn locked_memory(args: &DoctorArgs) -> Check {
+    let sources = Sources { file: args.config.clone(), ..Sources::default() };
+    let (workers, buffers) = sources.load().map_or_else(
+        |_| (1, crate::config::ReceiveBuffers::default().count), // which "worker user" complains of
+        |settings| (u64::from(settings.worker_count()), settings.receive_buffers.count),
+    );
+    let each = Shape::new(RING_ENTRIES, buffers).locked_bytes();
+    let capabilities = sys::kernel::effective_capabilities().unwrap_or(0);
+    judge_locked_memory(capabilities, sys::process::locked_memory(), workers, each)
+}
+
+fn judge_locked_memory(
+    capabilities: u64,
+    limit: std::io::Result<Option<u64>>,
+    workers: u64,
+    each: u64,
+) -> Check {
+    let name = "locked memory";
+    let advice = "the rings of all workers of one user count, in a reload those of both generations: raise the limit \
+                  (LimitMEMLOCK=infinity in the systemd unit, --ulimit memlock=-1 in a container), or give the supervisor \
+                  CAP_IPC_LOCK, whose workers' rings do not count";
+    match limit {
+        _ if capabilities >> CAP_IPC_LOCK & 1 == 1 => {
+            Check::ok(name, "workers' rings do not count (CAP_IPC_LOCK)")
+        }
+        _ if capabilities >> CAP_SYS_RESOURCE & 1 == 1 => {
+            Check::ok(name, "workers have no limit (CAP_SYS_RESOURCE)")
+        }
+        Ok(None) => Check::ok(name, "unlimited"),
+        Ok(Some(limit)) => {
+            let room = limit / each;
+            let found = format!(
+                "{} KiB, enough for the rings of {room} workers, with {} KiB each; {workers} are configured",
+                limit >> 10,
+                each >> 10
+            );
+            if room >= 2 * workers {
+                Check::ok(name, found)
+            } else if room >= workers {
+                Check::warning(name, found, advice)
+            } else {
+                Check::error(name, found, advice)
+            }
+        }
+        Err(error) => Check::warning(name, format!("limit unknown: {error}"), advice),
     }
 }
 
@@ -373,6 +426,19 @@ mod tests {
     }
 
     #[test]
+    fn room_for_the_rings_of_both_generations_is_asked_for() {
+        let level = |capabilities, limit, workers| {
+            judge_locked_memory(capabilities, Ok(limit), workers, 300 << 10).level
+        };
+        assert_eq!(level(0, Some(8 << 20), 13), Level::Ok);
+        assert_eq!(level(0, Some(8 << 20), 14), Level::Warning);
+        assert_eq!(level(0, Some(8 << 20), 28), Level::Error);
+        assert_eq!(level(1 << CAP_IPC_LOCK, Some(8 << 20), 128), Level::Ok);
+        assert_eq!(level(1 << CAP_SYS_RESOURCE, Some(8 << 20), 128), Level::Ok);
+        assert_eq!(level(0, None, 128), Level::Ok);
+    }
+
+    #[test]
     fn certificates_are_judged_by_the_worst() {
         const DAY_S: i64 = 86_400;
         let valid = |from_s, until_s| ("f".to_owned(), Some(Validity { from_s, until_s }));
@@ -394,6 +460,8 @@ mod tests {
             privileges(false, 0),
             io_uring_allowed(false, Some("1")),
             open_files(Ok(100)),
+            judge_locked_memory(0, Ok(Some(8 << 20)), 20, 300 << 10),
+            judge_locked_memory(0, Ok(Some(64 << 20)), 20, 300 << 10),
             bpffs(false),
             seccomp(false),
             seccomp(true),

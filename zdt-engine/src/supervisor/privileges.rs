@@ -17,6 +17,7 @@ const KEPT: &[(Capability, &str)] = &[
     (Capability::CAP_KILL, "signals to workers, who are somebody else"),
     (Capability::CAP_SYS_NICE, "their priority and CPU"),
     (Capability::CAP_SYS_PTRACE, "which program a worker runs, when taking it over"),
+    (Capability::CAP_IPC_LOCK, "workers' rings that do not count as locked memory"),
     (Capability::CAP_SYS_RESOURCE, "limits above the inherited ones"),
     (Capability::CAP_DAC_OVERRIDE, "control groups, certificates, a log of another owner"),
     (Capability::CAP_DAC_READ_SEARCH, "the same"),

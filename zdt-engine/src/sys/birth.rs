@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::ring::Bequest;
+
 /// See the module. The default changes nothing but that privileges are given up.
 #[derive(Debug, Default)]
 pub struct Birth {
@@ -26,6 +28,8 @@ pub struct Birth {
     pub data_bytes: Option<u64>,
     /// `cgroup.procs` of the control group to be in.
     pub group: Option<OwnedFd>,
+    /// A ring that its program finds made, at the expense of nobody's locked memory.
+    pub ring: Option<Bequest>,
 }
 
 /// A thread's claim on the CPU, among ordinary ones (sched_setattr(2)).
@@ -129,7 +133,9 @@ impl Birth {
         if let Some(limit) = self.data_bytes {
             set_limit(libc::RLIMIT_DATA, limit)?;
         }
-        lift_locked_memory();
+        if !self.ring.as_ref().is_some_and(Bequest::leave_behind) {
+            lift_locked_memory();
+        }
         if let Some(priority) = self.priority {
             priority.give(0)?;
         }
@@ -169,8 +175,8 @@ fn set_limit(resource: libc::__rlimit_resource_t, limit: u64) -> io::Result<()> 
     check(unsafe { libc::setrlimit(resource, &raw const limit) })
 }
 
-/// The kernel counts the memory of io_uring as locked, for all processes of a user together: by default there is no
-/// room for the rings of forty. Without CAP_SYS_RESOURCE the limit stays, which [`crate::uring`] tells when it is met.
+/// For a ring that the program has to make itself: it is counted as locked memory, for all processes of a user together, and
+/// by default there is no room for those of forty. Without CAP_SYS_RESOURCE the limit stays, of which [`crate::uring`] tells.
 fn lift_locked_memory() {
     let all = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: reads one rlimit, which lives on this stack.
@@ -289,6 +295,21 @@ mod tests {
             assert_eq!(status["CapEff"], "0000000000000000");
             assert_eq!(status["Uid"], "0\t0\t0\t0");
         }
+    }
+
+    #[test]
+    fn a_child_has_the_ring_that_was_made_for_it() {
+        use crate::sys::ring::Shape;
+        let bequest = Bequest::new(Shape::new(8, 2)).unwrap();
+        let number = bequest.number();
+        let mut command = Command::new("/bin/sh");
+        let script = format!("readlink /proc/$$/fd/*; head -c 124 <&{number} | wc -c");
+        command.args(["-c", &script]).stdin(Stdio::null());
+        let user = nix::unistd::geteuid().is_root().then_some((65_534, 65_534));
+        Birth { ring: Some(bequest), user, ..Birth::default() }.of(&mut command);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(text.matches("anon_inode:[io_uring]\n").count(), 1, "{text}");
+        assert!(text.ends_with("\n124\n"), "{text}");
     }
 
     #[test]

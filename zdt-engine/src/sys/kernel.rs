@@ -31,6 +31,12 @@ pub fn effective_capabilities() -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Whether memory that this process has the kernel lock is not counted against RLIMIT_MEMLOCK (CAP_IPC_LOCK).
+pub fn may_lock_memory() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    effective_capabilities().is_ok_and(|capabilities| capabilities >> CAP_IPC_LOCK & 1 == 1)
+}
+
 /// The value of a sysctl, such as `kernel.io_uring_disabled`; `None` where it does not exist.
 ///
 /// # Errors

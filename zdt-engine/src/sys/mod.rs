@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod notify;
 pub mod process;
 mod random;
+pub mod ring;
 pub mod seccomp;
 pub mod socket;
 pub mod unix;

@@ -137,6 +137,15 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// How much memory of all processes of this user together may be locked (RLIMIT_MEMLOCK); `None` is all.
+///
+/// # Errors
+/// What getrlimit(2) says.
+pub fn locked_memory() -> io::Result<Option<u64>> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+    Ok((soft != libc::RLIM_INFINITY).then_some(soft))
+}
+
 /// How many more descriptors this process can open: soft limit less the open ones.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use super::buffers::Pool;
 use super::inflight::{ID_BITS, InFlight};
 use super::setup::{self, SetupError};
 use super::{RecvBuffer, SendBuffer};
+use crate::sys::ring::{Blank, Shape};
 
 // The top 8 bits of a user_data say what the operation is; the rest is the token, or a send's id.
 const KIND_INTERNAL: u64 = 0;
@@ -168,7 +169,8 @@ impl Ring {
     /// # Errors
     /// What the kernel lacks or refuses, and what to do about it.
     pub fn new(entries: u32, buffer_count: u16, buffer_bytes: u32) -> Result<Self, SetupError> {
-        Self::build(entries, buffer_count, buffer_bytes, &[])
+        let blank = setup::make(Shape::new(entries, buffer_count))?;
+        Self::furnish(blank, buffer_count, buffer_bytes, &[])
     }
 
     /// Like [`Ring::new`], and may make and connect sockets, and read files.
@@ -180,17 +182,31 @@ impl Ring {
         buffer_count: u16,
         buffer_bytes: u32,
     ) -> Result<Self, SetupError> {
-        Self::build(entries, buffer_count, buffer_bytes, setup::CONNECTING_OPCODES)
+        let blank = setup::make(Shape::new(entries, buffer_count))?;
+        Self::furnish(blank, buffer_count, buffer_bytes, setup::CONNECTING_OPCODES)
     }
 
-    fn build(
-        entries: u32,
+    /// Like [`Ring::new`], or [`Ring::new_connecting`], of one that was made before, of whatever size.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_blank(
+        blank: Blank,
+        connecting: bool,
+        buffer_count: u16,
+        buffer_bytes: u32,
+    ) -> Result<Self, SetupError> {
+        let further = if connecting { setup::CONNECTING_OPCODES } else { &[] };
+        Self::furnish(blank, buffer_count, buffer_bytes, further)
+    }
+
+    fn furnish(
+        blank: Blank,
         buffer_count: u16,
         buffer_bytes: u32,
         further: &[(u8, &str)],
     ) -> Result<Self, SetupError> {
-        let completions = (entries * 4).max(u32::from(buffer_count) * 2);
-        let uring = setup::build(entries, completions, further)?;
+        let uring = setup::map(blank, further)?;
         let pool = Pool::new(buffer_count, buffer_bytes).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => SetupError::InvalidSize,
             _ => SetupError::from_io("mapping receive buffers", error),

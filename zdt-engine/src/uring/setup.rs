@@ -4,7 +4,11 @@
 
 use std::io;
 
-use io_uring::{IoUring, Probe, opcode, register::Restriction};
+use std::os::fd::IntoRawFd;
+
+use io_uring::{IoUring, Parameters, Probe, opcode, register::Restriction};
+
+use crate::sys::ring::{self, Blank};
 
 /// Opcodes that a [`super::Ring`] uses, with their names.
 pub const NEEDED_OPCODES: &[(u8, &str)] = &[
@@ -49,10 +53,20 @@ pub enum SetupError {
         source: io::Error,
     },
     /// A limit is too low.
-    #[error(
-        "io_uring could not be set up ({source}): raise the limits of open files and locked memory"
-    )]
+    #[error("io_uring could not be set up ({source}): raise the limit of open files")]
     Limit {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no memory for it, or none that may be locked.
+    #[error(
+        "io_uring could not be set up ({source}): of the rings of all processes of this user together, no more than \
+         {} may be locked memory. Raise that limit (LimitMEMLOCK= in the systemd unit), or give the supervisor CAP_IPC_LOCK: the \
+         rings of its workers are not counted then",
+        locked_limit()
+    )]
+    Memory {
         /// What the kernel said.
         #[source]
         source: io::Error,
@@ -79,28 +93,38 @@ impl SetupError {
             Some(libc::ENOSYS) => Self::Unsupported { missing: "everything".to_owned(), source },
             Some(libc::EINVAL) => Self::Unsupported { missing: doing.to_owned(), source },
             Some(libc::EPERM | libc::EACCES) => Self::Denied { source },
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Self::Limit { source },
+            Some(libc::EMFILE | libc::ENFILE) => Self::Limit { source },
+            Some(libc::ENOMEM) => Self::Memory { source },
             _ => Self::Other { doing, source },
         }
     }
 }
 
-/// Builds the bare ring and checks its features and opcodes. It is still disabled.
-pub(super) fn build(
-    entries: u32,
-    completions: u32,
-    further: &[(u8, &str)],
-) -> Result<IoUring, SetupError> {
-    let ring: IoUring = IoUring::builder()
-        .dontfork()
-        .setup_clamp()
-        .setup_cqsize(completions)
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_r_disabled()
-        .build(entries)
-        .map_err(|error| SetupError::from_io("SINGLE_ISSUER and DEFER_TASKRUN", error))?;
+/// RLIMIT_MEMLOCK, in words.
+fn locked_limit() -> String {
+    match crate::sys::process::locked_memory() {
+        Ok(Some(bytes)) => format!("{} KiB", bytes >> 10),
+        Ok(None) => "all".to_owned(),
+        Err(_) => "as much as RLIMIT_MEMLOCK says".to_owned(),
+    }
+}
+
+/// Makes a ring to be furnished.
+pub(super) fn make(shape: ring::Shape) -> Result<Blank, SetupError> {
+    Blank::make(shape)
+        .map_err(|error| SetupError::from_io("SINGLE_ISSUER and DEFER_TASKRUN", error))
+}
+
+/// Maps the bare ring and checks its features and opcodes. It is still disabled.
+pub(super) fn map(blank: Blank, further: &[(u8, &str)]) -> Result<IoUring, SetupError> {
+    let (descriptor, parameters) = blank.into_parts();
+    // SAFETY: both are 120 bytes, any value of which is valid: one is the kernel's `io_uring_params` as words, the other
+    // a transparent wrapper of it.
+    let parameters = unsafe { std::mem::transmute::<ring::Parameters, Parameters>(parameters) };
+    // SAFETY: the descriptor is a ring's, and owned; the parameters are what the kernel said when it was made. `Blank` has
+    // both from there, if need be by way of this process's own past, before it executed this program.
+    let ring: IoUring = unsafe { IoUring::from_fd(descriptor.into_raw_fd(), parameters) }
+        .map_err(|error| SetupError::from_io("mapping the ring", error))?;
     let unsupported = |missing: &str| SetupError::Unsupported {
         missing: missing.to_owned(),
         source: io::ErrorKind::Unsupported.into(),

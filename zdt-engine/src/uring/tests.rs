@@ -13,6 +13,28 @@ fn ring(buffers: u16, bytes: u32) -> Ring {
     Ring::new(64, buffers, bytes).unwrap()
 }
 
+/// As a worker gets one: from somebody who is gone by then.
+#[test]
+fn a_ring_that_another_thread_has_made_belongs_to_who_enables_it() {
+    use crate::sys::ring::{Blank, Shape};
+    let blank = std::thread::spawn(|| Blank::make(Shape::new(16, 4))).join().unwrap().unwrap();
+    let mut ring = Ring::from_blank(blank, false, 4, 64).unwrap();
+    let (mut client, server) = pair();
+    ring.recv_multishot(server.as_fd(), 3);
+    client.write_all(b"hello").unwrap();
+    let completion = next(&mut ring);
+    assert_eq!((completion.token, completion.more), (3, true));
+    let bytes = received(completion);
+    ring.send(server.as_fd(), 3, bytes.into(), 0, true);
+    assert_eq!(sent(next(&mut ring)).0, 5);
+    let mut answer = [0; 5];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    // Its restrictions hold: it may not connect anywhere.
+    ring.socket(libc::AF_INET, 4);
+    assert_eq!(next(&mut ring).result, -libc::EACCES);
+}
+
 fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -9,18 +9,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use slab::Slab;
 use zeroize::Zeroize;
 
 use crate::config::AccessLogFormat;
-use crate::config::{Confinement, LogFormat, SeccompMode, WorkerConfig};
+use crate::config::{
+    Confinement, LogFormat, RING_ENTRIES, ReceiveBuffers, SeccompMode, WorkerConfig,
+};
 use crate::control::{Configure, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSIONS, ToWorker};
 use crate::credentials::Credentials;
 use crate::service::{Services, WorkerInfo};
 use crate::shm::{LoadMap, Scoreboard};
-use crate::uring::Ring;
+use crate::sys::ring::Blank;
+use crate::uring::{Ring, SetupError};
 use crate::{fdpass, sys};
 
 use super::access_log::AccessLog;
@@ -38,8 +42,10 @@ use super::tokens::Token;
 use super::work::PutOff;
 use super::{Worker, gateway};
 
-/// Submission queue entries; the completion queue is larger.
-const RING_ENTRIES: u32 = 2_048;
+/// The kernel gives the memory of rings back some time after their processes are gone: where it is counted, that of a
+/// worker just stopped may still be missing.
+const RING_PATIENCE: Duration = Duration::from_secs(3);
+const RING_RETRY: Duration = Duration::from_millis(20);
 
 /// A supervisor that says nothing for so long is not there.
 const STARTUP_TIMEOUT_MS: u16 = 30_000;
@@ -67,12 +73,12 @@ enum StartupError {
     UnknownService(String, String),
 }
 
-/// Runs a worker that talks to its supervisor over `control`.
-pub fn main(control: OwnedFd, services: &Services) -> ExitCode {
+/// Runs a worker that talks to its supervisor over `control`, with the ring that was made for it, if one was.
+pub fn main(control: OwnedFd, ring: Option<Blank>, services: &Services) -> ExitCode {
     if let Err(error) = sys::process::forbid_dumps() {
         tracing::warn!(%error, "cannot forbid dumps of this process");
     }
-    let started = start(&control, services).and_then(|worker| {
+    let started = start(&control, ring, services).and_then(|worker| {
         confine(&worker.configure.config)?;
         Ok(worker)
     });
@@ -121,7 +127,11 @@ fn confine(config: &WorkerConfig) -> Result<(), StartupError> {
     Ok(filter.install()?)
 }
 
-fn start(control: &OwnedFd, services: &Services) -> Result<Worker, StartupError> {
+fn start(
+    control: &OwnedFd,
+    ring: Option<Blank>,
+    services: &Services,
+) -> Result<Worker, StartupError> {
     let greeting = encode(&FromWorker::Hello(hello()));
     fdpass::send(control.as_fd(), &[IoSlice::new(&greeting)], &[])?;
     match receive(control)? {
@@ -139,7 +149,7 @@ fn start(control: &OwnedFd, services: &Services) -> Result<Worker, StartupError>
     }
     match receive(control)? {
         (ToWorker::Configure(configure), descriptors) => {
-            Worker::new(*configure, descriptors, services)
+            Worker::new(*configure, descriptors, ring, services)
         }
         (other, _) => {
             Err(StartupError::Protocol(format!("the configuration was expected, not {other:?}")))
@@ -174,10 +184,37 @@ fn receive(control: &OwnedFd) -> Result<(ToWorker, Vec<OwnedFd>), StartupError> 
     }
 }
 
+/// The worker's ring: the one that was made for it, or one of its own.
+fn make_ring(
+    blank: Option<Blank>,
+    connecting: bool,
+    buffers: &ReceiveBuffers,
+) -> Result<Ring, SetupError> {
+    if let Some(blank) = blank {
+        return Ring::from_blank(blank, connecting, buffers.count, buffers.bytes);
+    }
+    let make = if connecting { Ring::new_connecting } else { Ring::new };
+    let started = Instant::now();
+    let mut pause = RING_RETRY;
+    loop {
+        match make(RING_ENTRIES, buffers.count, buffers.bytes) {
+            Err(error @ SetupError::Memory { .. }) if started.elapsed() < RING_PATIENCE => {
+                if pause == RING_RETRY {
+                    tracing::warn!("{error}; trying again for {} s", RING_PATIENCE.as_secs());
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(RING_PATIENCE / 10);
+            }
+            made => return made,
+        }
+    }
+}
+
 impl Worker {
     fn new(
         mut configure: Configure,
         mut descriptors: Vec<OwnedFd>,
+        ring: Option<Blank>,
         services: &Services,
     ) -> Result<Self, StartupError> {
         let has_tls = configure.config.tls.is_some();
@@ -236,10 +273,7 @@ impl Worker {
             None => None,
         };
         let buffers = &configure.config.receive_buffers;
-        let mut ring = match gateway {
-            Some(_) => Ring::new_connecting(RING_ENTRIES, buffers.count, buffers.bytes)?,
-            None => Ring::new(RING_ENTRIES, buffers.count, buffers.bytes)?,
-        };
+        let mut ring = make_ring(ring, gateway.is_some(), buffers)?;
         let inbox = Arc::new(Inbox::new()?);
         ring.poll_multishot(reattach.as_fd(), Token::Reattach.pack());
         ring.poll_multishot(inbox.wake(), Token::Inbox.pack());

@@ -65,7 +65,7 @@ fn worker_process() {
     let number = number.parse().expect("a descriptor's number");
     let control = zdt_engine::sys::unix::take_inherited(number).expect("control connection");
     let services = Services::builtin().with("counting", || Box::new(Counting));
-    let _ = zdt_engine::worker::main(control, &services);
+    let _ = zdt_engine::worker::main(control, None, &services);
 }
 
 fn counting_worker() -> TestWorker {

@@ -10,13 +10,14 @@
 //! Must not know: what a worker does with what it is left.
 
 use super::generations::{Generation, Phase};
-use crate::config::WorkerLimits;
+use crate::config::{RING_ENTRIES, WorkerConfig, WorkerLimits};
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::Core;
 use crate::supervisor::handle::Confined;
 use crate::sys;
 use crate::sys::birth::{self, Birth, Priority};
 use crate::sys::cgroup::{Delegation, Group};
+use crate::sys::ring::{Bequest, Shape};
 
 /// Microseconds over which `cpu.max` counts.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -71,6 +72,25 @@ fn values(limits: &WorkerLimits) -> Vec<(&'static str, String)> {
     values
 }
 
+/// The ring that a worker finds made, so that its memory is not counted as locked; `None` where it would be all the same.
+fn ring_for(config: &WorkerConfig) -> Option<Bequest> {
+    if !sys::kernel::may_lock_memory() {
+        return None;
+    }
+    match Bequest::new(ring_shape(config)) {
+        Ok(bequest) => Some(bequest),
+        Err(error) => {
+            tracing::warn!(%error, "a worker has to make its ring itself");
+            None
+        }
+    }
+}
+
+/// How large the ring of a worker with this configuration is.
+fn ring_shape(config: &WorkerConfig) -> Shape {
+    Shape::new(RING_ENTRIES, config.receive_buffers.count)
+}
+
 impl Core {
     /// What a worker of this generation is born with, and the group that it is born into. A green one starts
     /// at a lower priority: while it runs up, blue serves every client.
@@ -84,6 +104,7 @@ impl Core {
             open_files: (limits.open_files > 0).then_some(limits.open_files),
             data_bytes: None,
             group: None,
+            ring: ring_for(&of.config),
         };
         let group = self.group_of(&limits, id);
         match &group {

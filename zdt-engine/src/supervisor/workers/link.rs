@@ -144,6 +144,7 @@ async fn watch(
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
     let mut open = true;
     let mut adopted = false;
+    let mut reset = false;
     loop {
         let ended = tokio::select! {
             biased;
@@ -169,6 +170,10 @@ async fn watch(
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It has not read all that it was sent. This is told first, and once; what it said is behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !reset => {
+                    reset = true;
+                }
                 Ok(None) | Err(_) => {
                     open = false;
                     // A process that ends closes everything first.
@@ -238,6 +243,8 @@ mod tests {
             let (ours, theirs) = seqpacket_pair().unwrap();
             let mut child = std::process::Command::new("true").spawn().unwrap();
             let pidfd = crate::sys::pidfd_open(child.id()).unwrap();
+            // It has not read everything.
+            fdpass::send(ours.as_fd(), &[IoSlice::new(b"{}")], &[]).unwrap();
             for _ in 0..3 {
                 let text = serde_json::to_vec(&FromWorker::Ready).unwrap();
                 fdpass::send(theirs.as_fd(), &[IoSlice::new(&text)], &[theirs.as_fd()]).unwrap();

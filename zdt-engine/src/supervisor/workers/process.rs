@@ -178,6 +178,9 @@ impl Process {
                 command.env(name, value);
             }
         }
+        if let Some(ring) = &birth.ring {
+            command.args(["--ring-fd", &ring.number().to_string()]);
+        }
         birth.of(&mut command);
         let mut child = command.spawn()?;
         match sys::pidfd_open(child.id()) {

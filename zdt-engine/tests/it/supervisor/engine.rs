@@ -31,6 +31,8 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// The run directory is a disk of its own, with so many bytes.
     pub disk_bytes: Option<u32>,
+    /// No more memory than that may be locked, of all processes of a user together: it has not the capabilities to.
+    pub locked_bytes: Option<u64>,
 }
 
 impl Options {
@@ -74,6 +76,12 @@ impl Engine {
     /// Starts one with two workers, and waits until it serves.
     #[track_caller]
     pub fn start(options: Options) -> Engine {
+        Engine::launch(options).await_service()
+    }
+
+    /// Starts one that serves some time later.
+    #[track_caller]
+    pub fn launch(options: Options) -> Engine {
         let dir = tempfile::tempdir().expect("tempdir");
         write_config(dir.path(), &options.config, "127.0.0.1:0");
         if let Some(bytes) = options.disk_bytes {
@@ -81,11 +89,16 @@ impl Engine {
         }
         let child = spawn(dir.path(), &options);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut engine = Engine { dir, child, options, address };
-        engine.wait_until_it_serves();
-        let addresses = engine.status()["socket_stats"]["addresses"].clone();
-        engine.address = addresses[0].as_str().expect("address").parse().expect("address");
-        engine
+        Engine { dir, child, options, address }
+    }
+
+    /// Waits until one that was launched serves, and where.
+    #[track_caller]
+    pub fn await_service(mut self) -> Engine {
+        self.wait_until_it_serves();
+        let addresses = self.status()["socket_stats"]["addresses"].clone();
+        self.address = addresses[0].as_str().expect("address").parse().expect("address");
+        self
     }
 
     /// What the supervisor and its workers have logged so far.
@@ -373,6 +386,9 @@ fn spawn(dir: &Path, options: &Options) -> Child {
     if let Some(directory) = &options.directory {
         command.current_dir(directory);
     }
+    if let Some(bytes) = options.locked_bytes {
+        limit_locked_memory(&mut command, bytes);
+    }
     command
         .args(&options.args)
         .env("ZDT_FAULT", &options.faults)
@@ -383,6 +399,26 @@ fn spawn(dir: &Path, options: &Options) -> Child {
         .stderr(log)
         .spawn()
         .expect("start the supervisor")
+}
+
+/// Takes the capabilities that lift the limit, too.
+fn limit_locked_memory(command: &mut Command, bytes: u64) {
+    use std::os::unix::process::CommandExt;
+    const CAP_IPC_LOCK: libc::c_ulong = 14;
+    const CAP_SYS_RESOURCE: libc::c_ulong = 24;
+    let limit = move || {
+        use nix::sys::resource::{Resource, setrlimit};
+        setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes)?;
+        for capability in [CAP_IPC_LOCK, CAP_SYS_RESOURCE] {
+            // SAFETY: integers only. What is executed as root has no more than this set.
+            if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: system calls only, between fork and exec.
+    unsafe { command.pre_exec(limit) };
 }
 
 /// Requests on connections of their own, one after the other, until it is ended; none may fail.

@@ -10,6 +10,7 @@ mod privileges;
 mod reloads;
 mod replacement;
 mod revivals;
+mod rings;
 mod rollbacks;
 mod rolling;
 mod stops;
