@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Connection, Environment, Slot, Stage, is_responding};
-use crate::proto::http1;
+use crate::proto::http1::{self, ResponseState};
 use crate::proto::http2::ErrorCode;
 
 /// How long an ending connection waits for the peer's FIN before it is closed.
@@ -260,6 +260,14 @@ impl Connection {
                 Overdue::End
             }
             (Waiting::NextRequest, _) => {
+                self.end_overdue(environment.now_ms);
+                Overdue::End
+            }
+            // The rest of its body has not come, and nothing has been answered.
+            (Waiting::Progress, Stage::Http1(machine))
+                if machine.response_state() == ResponseState::Pending && machine.wants_input() =>
+            {
+                machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
                 self.end_overdue(environment.now_ms);
                 Overdue::End
             }

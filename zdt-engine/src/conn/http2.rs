@@ -421,6 +421,10 @@ impl Http2Stack {
         let overdue = self.machine.slots().find(is_overdue);
         match overdue {
             Some(slot) => {
+                if self.machine.is_response_due(slot) && self.refuse_overdue(slot, environment, out)
+                {
+                    return Some(Slot::new(slot));
+                }
                 let lingers = matches!(self.machine.waits_since(slot), Some((_, true)));
                 let code = if lingers { ErrorCode::NoError } else { ErrorCode::Cancel };
                 self.remove_tunnel(slot);
@@ -433,6 +437,19 @@ impl Http2Stack {
                 None
             }
         }
+    }
+
+    /// The rest of a body has not come, and nothing has been answered: 408, and the stream lingers.
+    fn refuse_overdue(
+        &mut self,
+        slot: usize,
+        environment: &Environment<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        self.machine.touch(slot, environment.now_ms);
+        let headers: [(&str, &[u8]); 1] = [("content-type", b"text/plain")];
+        let body = b"408 Request Timeout: the request did not arrive in time\n";
+        self.machine.respond(slot, out, 408, &headers, body, &environment.http2()).is_ok()
     }
 
     /// Nothing has happened for a while: what can be made again is freed.

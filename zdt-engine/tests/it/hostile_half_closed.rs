@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
+use crate::gateway::half_closed::{Sender, Way};
+use crate::lab::secure::Authority;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
@@ -67,6 +71,45 @@ fn a_fin_in_a_request_body_ends_the_exchange_where_it_has_moved_to() {
     }
     check_ends(streams);
     eventually("nothing is left", || pair.green.status().connections == 0);
+}
+
+/// An upload and the end behind it, with and without what TLS says of it, find a worker that has not looked for a
+/// while, and perhaps is to hand over.
+#[test]
+fn an_upload_before_an_end_of_any_kind_is_answered() {
+    let authority = Authority::new();
+    for way in [Way::Plain, Way::Tls, Way::Cut, Way::NotifyOnly] {
+        for moves in [false, true] {
+            let tls = (way != Way::Plain).then_some(&authority);
+            let options = Options { tls, ..Options::patient() };
+            let mut blue = TestWorker::spawn_with(1, &options);
+            let address = blue.listen();
+            let mut pair = Pair::join(blue, TestWorker::spawn_with(2, &options));
+            let sizes: Vec<usize> = (1_000..200_000).step_by(33_000).collect();
+            let mut senders: Vec<Sender> =
+                sizes.iter().map(|_| Sender::connect(way, address, &authority)).collect();
+            pair.blue.signal(Signal::SIGSTOP);
+            pair.blue.wait_stopped();
+            if moves {
+                pair.begin();
+            }
+            for (sender, size) in senders.iter_mut().zip(&sizes) {
+                let head =
+                    format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n");
+                sender.send(way, &[head.as_bytes(), &vec![b'x'; *size]].concat());
+            }
+            pair.blue.signal(Signal::SIGCONT);
+            if moves {
+                let report = pair.blue.wait_empty();
+                assert!(report.staying.is_empty(), "{way:?}: {report:?}");
+            }
+            for (sender, size) in senders.iter_mut().zip(sizes) {
+                let answer = sender.read_to_end();
+                let sent = answer.iter().filter(|byte| **byte == b'x').count();
+                assert!(answer.starts_with(b"HTTP/1.1 200 ") && sent >= size, "{way:?}: {sent}");
+            }
+        }
+    }
 }
 
 /// The session waits for a send that may end, in full, in the very moment of the freeze: green has

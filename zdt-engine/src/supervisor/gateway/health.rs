@@ -16,6 +16,9 @@ use crate::supervisor::core::Core;
 /// `HTTP/1.1 200`.
 const STATUS_BYTES: usize = 12;
 
+/// A head that is longer is none.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
 /// Of the rest of an answer so much is read, so that the upstream need not see its connection reset.
 const MAX_REST_BYTES: u64 = 64 << 10;
 
@@ -102,9 +105,7 @@ where
         "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: zdt-health\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.ok()?;
-    let mut start = [0; STATUS_BYTES];
-    stream.read_exact(&mut start).await.ok()?;
-    let status = status_of(&start)?;
+    let status = read_status(&mut stream).await?;
     tokio::task::spawn_local(async move {
         let rest = async {
             tokio::io::copy(&mut stream.take(MAX_REST_BYTES), &mut tokio::io::sink()).await
@@ -112,6 +113,29 @@ where
         let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
     });
     (200..400).contains(&status).then_some(())
+}
+
+/// Status of an answer whose head has come to its end: half of one helps nobody.
+async fn read_status(stream: &mut (impl AsyncRead + Unpin)) -> Option<u16> {
+    let (mut head, mut piece) = (Vec::new(), [0; 2 << 10]);
+    loop {
+        let count = stream.read(&mut piece).await.ok().filter(|&count| count > 0)?;
+        let mut from = head.len().saturating_sub(3);
+        head.extend_from_slice(&piece[..count]);
+        while let Some(end) = head[from..].windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            let status = status_of(head.first_chunk()?)?;
+            if status == 101 || !(100..200).contains(&status) {
+                return Some(status);
+            }
+            head.drain(..from + end + 4); // an interim answer
+            from = 0;
+        }
+        if head.first_chunk().is_some_and(|start| status_of(start).is_none())
+            || head.len() > MAX_HEAD_BYTES
+        {
+            return None;
+        }
+    }
 }
 
 fn status_of(start: &[u8; STATUS_BYTES]) -> Option<u16> {

@@ -105,6 +105,7 @@ impl Core {
     pub fn on_room(&mut self, index: usize) {
         if let Some(link) = self.exchanges[index].link {
             self.links[link].paused = false;
+            self.exchanges[index].active_ms = self.now_ms; // from now on its upstream is waited for
             self.todo.push_back(Todo::Receive(link));
         }
     }

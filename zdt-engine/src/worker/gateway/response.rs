@@ -36,7 +36,6 @@ impl Core {
         context: &mut Context<'_>,
     ) -> Passed {
         let Some(index) = self.links[link].exchange else { return Passed::More };
-        self.exchanges[index].active_ms = self.now_ms;
         loop {
             // The end of a response is an event without bytes: nothing would bring it up again.
             if !input.is_empty() && context.room() == 0 {
@@ -45,6 +44,7 @@ impl Core {
                 return Passed::Full;
             }
             if self.exchanges[index].stage == Stage::Tunnel {
+                self.exchanges[index].active_ms = self.now_ms;
                 self.pass_through(index, input, context);
                 return Passed::More;
             }
@@ -52,7 +52,12 @@ impl Core {
                 input.take_all();
                 return Passed::More;
             }
-            match self.links[link].machine.next_event(input, &ClientLimits::default()) {
+            let event = self.links[link].machine.next_event(input, &ClientLimits::default());
+            if matches!(event, Ok(Some(_))) {
+                // A part of a head, or of a chunk's line, is none.
+                self.exchanges[index].active_ms = self.now_ms;
+            }
+            match event {
                 Ok(None) => return Passed::More,
                 Ok(Some(ClientEvent::Interim(response))) => {
                     self.exchanges[index].never_repeat();

@@ -88,6 +88,8 @@ pub struct Table {
     pub routes: Vec<Route>,
     pub upstreams: Slab<Upstream>,
     turn: usize,
+    /// Some upstream is retired, perhaps.
+    has_retired: bool,
 }
 
 impl Table {
@@ -111,6 +113,11 @@ impl Table {
                 None => self.routes.insert(index.min(self.routes.len()), route),
             }
         }
+        // Those that are gone stay, because indices are names, and nobody is there.
+        for route in &mut self.routes {
+            route.upstreams.retain(|&upstream| !self.upstreams[upstream].retired);
+        }
+        self.has_retired = self.upstreams.iter().any(|(_, upstream)| upstream.retired);
         self.upstreams.iter().filter(|(_, one)| one.retired).map(|(index, _)| index).collect()
     }
 
@@ -149,6 +156,7 @@ impl Table {
         if let Some((index, _)) = self.upstreams.iter().find(|(_, one)| one.url == url) {
             return index;
         }
+        self.has_retired = true;
         self.upstreams.insert(Upstream {
             url: url.to_owned(),
             authority: String::new(),
@@ -161,6 +169,20 @@ impl Table {
             down_until_ms: 0,
             probing: false,
         })
+    }
+
+    /// True if [`Table::forget_retired`] may have something to do.
+    pub fn has_retired(&self) -> bool {
+        self.has_retired
+    }
+
+    /// Removes the upstreams in no route to which nothing belongs any more; `of_links` are those that links name.
+    pub fn forget_retired(&mut self, of_links: impl Iterator<Item = usize>) {
+        let named: std::collections::HashSet<usize> = of_links.collect();
+        self.upstreams.retain(|index, upstream| {
+            !upstream.retired || upstream.outstanding > 0 || named.contains(&index)
+        });
+        self.has_retired = self.upstreams.iter().any(|(_, upstream)| upstream.retired);
     }
 
     /// The route for a request: the most specific host, then the longest path.
@@ -309,5 +331,31 @@ mod tests {
         assert_eq!(table.upstreams[first].outstanding, 7);
         assert!(table.apply(&[route("default", "", "/", &[1])]).len() == 2);
         assert_eq!(table.routes[0].upstreams, [first]);
+    }
+
+    #[test]
+    fn replaced_upstreams_are_forgotten_once_nothing_belongs_to_them() {
+        let mut table = Table::default();
+        table.apply(&[route("default", "", "/", &[1]), route("api", "", "/api", &[2])]);
+        let [first, second] = [0, 1].map(|route: usize| table.routes[route].upstreams[0]);
+        table.upstreams[first].outstanding = 1;
+        table.forget_retired(std::iter::empty());
+        assert_eq!(table.upstreams.len(), 2, "they are in force");
+        table.apply(&[route("default", "", "/", &[3])]);
+        assert!(table.has_retired() && table.choose(1, None).is_none() && !table.is_open(1));
+        table.forget_retired(std::iter::once(second));
+        assert_eq!(table.upstreams.len(), 3, "a request and a link");
+        table.forget_retired(std::iter::empty());
+        assert!(table.upstreams.contains(first) && !table.upstreams.contains(second));
+        table.upstreams[first].outstanding = 0;
+        table.forget_retired(std::iter::empty());
+        assert!(!table.has_retired() && table.upstreams.len() == 1);
+        // Back again, and moved in from elsewhere.
+        let address = table.upstreams[table.routes[0].upstreams[0]].address.clone();
+        table.apply(&[route("default", "", "/", &[1])]);
+        table.by_url("http://127.0.0.1:9", address);
+        assert!(table.has_retired());
+        table.forget_retired(std::iter::empty());
+        assert_eq!(table.upstreams.len(), 1);
     }
 }

@@ -12,7 +12,8 @@ use crate::shm::SlotTotals;
 impl Core {
     /// When [`Core::on_time`] has something to do.
     pub fn due_ms(&self) -> Option<u64> {
-        (!self.links.is_empty() || !self.exchanges.is_empty()).then_some(self.next_sweep_ms)
+        let is_idle = self.links.is_empty() && self.exchanges.is_empty();
+        (!is_idle || self.table.has_retired()).then_some(self.next_sweep_ms)
     }
 
     /// Looks for what has taken too long.
@@ -26,6 +27,10 @@ impl Core {
             self.drop_held(held.tag, "no upstream of its route came back in time");
         }
         self.leave_on_time();
+        if self.table.has_retired() {
+            let Self { table, links, .. } = self;
+            table.forget_retired(links.iter().map(|(_, link)| link.upstream));
+        }
         self.probe();
         self.replay();
         let slow: Vec<usize> = self
@@ -76,7 +81,8 @@ impl Core {
                 // own.
                 let upstream_owes = match exchange.stage {
                     Stage::Sent | Stage::Responding | Stage::Reconnecting => {
-                        exchange.body_done && !link.paused || !exchange.out.is_empty()
+                        let is_sending = !exchange.out.is_empty() || link.sending.is_some();
+                        exchange.body_done && !link.paused || is_sending
                     }
                     // A tunnel may be silent for as long as it likes, but the rest of it is to be taken.
                     Stage::Tunnel => {

@@ -47,7 +47,7 @@ fn switch(stream: &mut (impl Read + Write), path: &str) {
 
 /// What a client speaks, and how it ends its direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub enum Way {
     Plain,
     /// With close_notify before the FIN.
     Tls,
@@ -57,24 +57,34 @@ enum Way {
     NotifyOnly,
 }
 
-enum Sender {
+pub enum Sender {
     Plain(TcpStream),
     Tls(Box<secure::Stream>),
 }
 
 impl Sender {
     #[track_caller]
-    fn open(way: Way, address: SocketAddr, authority: &Authority, path: &str) -> Self {
-        if way == Way::Plain {
-            return Self::Plain(open(address, path));
+    pub fn connect(way: Way, address: SocketAddr, authority: &Authority) -> Self {
+        match way {
+            Way::Plain => Self::Plain(client::connect(address)),
+            Way::Tls | Way::Cut | Way::NotifyOnly => {
+                Self::Tls(Box::new(authority.connect(address)))
+            }
         }
-        let mut stream = Box::new(authority.connect(address));
-        switch(&mut stream, path);
-        Self::Tls(stream)
     }
 
     #[track_caller]
-    fn send(&mut self, way: Way, data: &[u8]) {
+    fn switch(mut self, path: &str) -> Self {
+        match &mut self {
+            Self::Plain(stream) => switch(stream, path),
+            Self::Tls(stream) => switch(stream, path),
+        }
+        self
+    }
+
+    #[track_caller]
+    /// Bytes and the end of this direction.
+    pub fn send(&mut self, way: Way, data: &[u8]) {
         let socket = match self {
             Self::Plain(stream) => {
                 stream.write_all(data).expect("write");
@@ -95,7 +105,7 @@ impl Sender {
     }
 
     #[track_caller]
-    fn read_to_end(&mut self) -> Vec<u8> {
+    pub fn read_to_end(&mut self) -> Vec<u8> {
         match self {
             Self::Plain(stream) => read_to_end(stream),
             // Without a close_notify of the gateway this fails.
@@ -125,8 +135,9 @@ fn end_behind_bytes(way: Way, handoff: Handoff) {
     let data = data();
     let sizes: Vec<usize> = (10_000..BYTES).step_by(29_000).collect();
     let path = |size: usize| format!("/sink?n={size}");
+    let connect = || Sender::connect(way, address, &authority);
     let mut senders: Vec<Sender> =
-        sizes.iter().map(|&size| Sender::open(way, address, &authority, &path(size))).collect();
+        sizes.iter().map(|&size| connect().switch(&path(size))).collect();
     pair.blue.signal(Signal::SIGSTOP);
     pair.blue.wait_stopped();
     if handoff == Handoff::Before {

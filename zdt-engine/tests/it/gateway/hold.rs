@@ -11,7 +11,7 @@ use crate::lab::{client, eventually};
 use crate::supervisor::engine::Engine;
 
 /// The gateway's figures, over all workers.
-fn figure(engine: &Engine, name: &str) -> u64 {
+pub(super) fn figure(engine: &Engine, name: &str) -> u64 {
     let status = engine.status();
     let workers = status["worker_stats"].as_object().expect("workers");
     workers.values().filter_map(|worker| worker["gateway"][name].as_u64()).sum()

@@ -2,13 +2,14 @@
 //! there.
 
 mod ending;
-mod half_closed;
+pub mod half_closed;
 mod hold;
 mod http2;
 mod kills;
 mod moving;
 mod proxy;
 mod retry;
+mod slow;
 mod smuggling;
 mod spill;
 mod swap;

@@ -120,6 +120,12 @@ impl Switching {
                 stream.shutdown(Shutdown::Write)?;
                 stream.read_to_end(received)?;
             }
+            "/stuck" => {
+                let _count = stream.read(&mut piece)?;
+                stream.write_all(b"bye")?;
+                stream.shutdown(Shutdown::Write)?;
+                self.wait();
+            }
             "/gone" => {
                 let _count = stream.read(&mut piece)?;
                 stream.write_all(b"gone")?;
@@ -168,7 +174,7 @@ impl Switching {
     }
 }
 
-fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(super) fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
