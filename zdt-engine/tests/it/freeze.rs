@@ -10,7 +10,7 @@ use zdt_engine::config::WorkerConfig;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
-const UPGRADE: &str = "GET /ws/echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
+pub const UPGRADE: &str = "GET /ws/echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
@@ -136,7 +136,7 @@ fn a_compressed_websocket_can_be_cut_anywhere() {
 
 /// What a server's compressed frames say, one after the other with their first bytes. The same
 /// message may be compressed in many ways; a restored compressor need not find the same one.
-fn inflate_frames(bytes: &[u8]) -> Vec<u8> {
+pub fn inflate_frames(bytes: &[u8]) -> Vec<u8> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
     let mut said = Vec::new();
     let mut rest = &bytes[end..];

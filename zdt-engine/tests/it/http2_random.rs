@@ -4,6 +4,7 @@
 //! `http2_freeze` has one script and every place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpStream;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -11,12 +12,12 @@ use rand::{Rng, SeedableRng};
 use crate::freeze::frame as websocket_frame;
 use crate::gateway::gateway_to;
 use crate::http2_freeze::{read_all, tell};
+use crate::lab::TestWorker;
+use crate::lab::cuts::{play, seed};
 use crate::lab::http2::*;
 use crate::lab::worker::Options;
-use crate::lab::{Pair, TestWorker, eventually};
 
-const SCRIPTS: usize = 12;
-const MOVES: usize = 3;
+const SCRIPTS: u64 = 12;
 const STEPS: usize = 60;
 const MOST_STREAMS: u32 = 16;
 /// Of 36 bytes at least in a table of 4,096 (RFC 7541 §4.1): all of them stay there.
@@ -43,6 +44,12 @@ struct Script {
     bytes: Vec<u8>,
     answered: Vec<u32>,
     reset: BTreeSet<u32>,
+}
+
+impl AsRef<[u8]> for Script {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Author {
@@ -239,86 +246,28 @@ impl Author {
 
 impl Script {
     /// What a client hears on the streams that it has not given up: on those it is a matter of time.
-    fn hear(&self, client: &mut Http2Client) -> BTreeMap<u32, String> {
-        let mut heard = tell(&read_all(client, &self.answered));
+    fn hear(&self, stream: TcpStream) -> BTreeMap<u32, String> {
+        let mut heard = tell(&read_all(&mut Http2Client::over(stream), &self.answered));
         heard.retain(|stream, _| !self.reset.contains(stream));
         heard
     }
 }
 
-struct Cut<'a> {
-    script: &'a Script,
-    expected: &'a BTreeMap<u32, String>,
-    places: Vec<usize>,
-    written: usize,
-    client: Http2Client,
-}
-
-/// Plays scripts to workers with these options, each to so many clients that are moved.
-fn play(options: &Options<'_>, clients_per_script: usize) {
-    let seed = std::env::var("ZDT_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(rand::random);
-    println!("ZDT_TEST_SEED={seed}");
-    let scripts: Vec<Script> =
-        (0..SCRIPTS as u64).map(|number| Author::write(seed.wrapping_add(number))).collect();
-    let mut worker = TestWorker::spawn_with(1, options);
-    let address = worker.listen();
-    let unmoved = |script: &Script| {
-        let mut client = Http2Client::silent(address);
-        client.write(&script.bytes);
-        script.hear(&mut client)
-    };
-    let expected: Vec<_> = scripts.iter().map(unmoved).collect();
-    eventually("the first clients are gone", || worker.status().connections == 0);
-
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut cuts: Vec<Cut<'_>> = Vec::new();
-    for (script, expected) in scripts.iter().zip(&expected) {
-        for _ in 0..clients_per_script {
-            let mut place = || random.random_range(0..=script.bytes.len());
-            let mut places: Vec<usize> = (0..MOVES).map(|_| place()).collect();
-            places.sort_unstable();
-            let client = Http2Client::silent(address);
-            cuts.push(Cut { script, expected, places, written: 0, client });
-        }
-    }
-    for turn in 0..MOVES {
-        let before = worker.status().bytes_received;
-        let mut sent = 0;
-        for cut in &mut cuts {
-            let next = cut.places[turn];
-            cut.client.write(&cut.script.bytes[cut.written..next]);
-            sent += (next - cut.written) as u64;
-            cut.written = next;
-        }
-        eventually("the parts before the cut have come", || {
-            let status = worker.status();
-            status.bytes_received == before + sent && status.connections == cuts.len() as u64
-        });
-        let next = TestWorker::spawn_with(2 + turn as u32, options);
-        let mut pair = Pair::join(worker, next);
-        let report = pair.hand_off();
-        assert_eq!((report.moved, report.refused), (cuts.len() as u64, 0), "{report:?}");
-        pair.blue.commit(pair.reload, Some(0));
-        pair.green.commit(pair.reload, None);
-        worker = pair.green;
-    }
-    for cut in &mut cuts {
-        cut.client.write(&cut.script.bytes[cut.written..]);
-        let heard = cut.script.hear(&mut cut.client);
-        assert_eq!(heard, *cut.expected, "cut at {:?} of {}", cut.places, cut.script.bytes.len());
-    }
+fn scripts(seed: u64) -> Vec<Script> {
+    (0..SCRIPTS).map(|number| Author::write(seed.wrapping_add(number))).collect()
 }
 
 #[test]
 fn random_traffic_moves_at_random_places() {
-    play(&Options::patient(), 20);
+    let seed = seed();
+    play(&Options::patient(), seed, &scripts(seed), 20, Script::hear);
 }
 
 /// What the application says comes through a gateway, whose upstream connections move as well.
 #[test]
 fn random_traffic_moves_with_its_upstreams() {
+    let seed = seed();
     let mut application = TestWorker::spawn_with(1, &Options::patient());
     let url = format!("http://{}", application.listen());
-    play(&gateway_to(&url), 5);
+    play(&gateway_to(&url), seed, &scripts(seed), 5, Script::hear);
 }

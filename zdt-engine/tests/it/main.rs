@@ -24,6 +24,7 @@ mod hostile_port;
 mod hostile_work;
 mod hostile_worker;
 mod http1_differential;
+mod http1_random;
 mod http2_clients;
 mod http2_faults;
 mod http2_freeze;

@@ -4,6 +4,7 @@
 //! process, so that every step of the handoff protocol can be interrupted on purpose.
 
 pub mod client;
+pub mod cuts;
 pub mod http2;
 pub mod mixed;
 pub mod programs;
