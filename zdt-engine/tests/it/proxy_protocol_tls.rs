@@ -95,7 +95,7 @@ fn a_reload_at_any_byte_before_the_handshake() {
     for (mut connection, mut socket, rest, id) in waiting {
         socket.write_all(&rest).expect("write");
         connection.complete_io(&mut socket).unwrap_or_else(|error| panic!("{id}: {error}"));
-        open.push((StreamOwned::new(connection, socket), id));
+        open.push((StreamOwned::new(connection, client::Steady(socket)), id));
     }
     let verdict = engine.reload_well();
     assert_eq!(verdict["migrated_connections"], count, "{verdict}");
@@ -123,7 +123,9 @@ fn a_client_behind_a_proxy_keeps_its_identity() {
         let mut connection = ClientConnection::new(config.clone(), name).expect("client");
         let mut socket = client::connect(engine.address());
         socket.write_all(header).expect("write");
-        connection.complete_io(&mut socket).map(|_| StreamOwned::new(connection, socket))
+        connection
+            .complete_io(&mut socket)
+            .map(|_| StreamOwned::new(connection, client::Steady(socket)))
     };
     let header = binary([198, 51, 100, 7]);
     let mut stream = connect(&header).expect("handshake");

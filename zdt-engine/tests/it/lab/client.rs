@@ -1,14 +1,59 @@
 //! Clients: a WebSocket client that is not ours (tungstenite), and raw bytes.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
 
 use tungstenite::{Message, WebSocket};
 
 use super::PATIENCE;
 
 /// A WebSocket client on a plain TCP stream.
-pub type Client = WebSocket<TcpStream>;
+pub type Client = WebSocket<Steady>;
+
+/// A TCP stream whose reads and writes go on after an interruption: with a time-out the kernel does not begin them again
+/// by itself (signal(7)), and clients that others wrote give up then.
+#[derive(Debug)]
+pub struct Steady(pub TcpStream);
+
+fn steadily<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+impl Read for Steady {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize> {
+        steadily(|| self.0.read(bytes))
+    }
+}
+
+impl Write for Steady {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        steadily(|| self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Deref for Steady {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.0
+    }
+}
+
+impl DerefMut for Steady {
+    fn deref_mut(&mut self) -> &mut TcpStream {
+        &mut self.0
+    }
+}
 
 /// Connects with every operation bounded in time.
 #[track_caller]
@@ -23,7 +68,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 /// Opens a WebSocket at that path.
 #[track_caller]
 pub fn websocket(address: SocketAddr, path: &str) -> Client {
-    let stream = connect(address);
+    let stream = Steady(connect(address));
     let (client, _) =
         tungstenite::client(format!("ws://{address}{path}"), stream).expect("handshake");
     client

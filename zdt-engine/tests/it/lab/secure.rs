@@ -1,6 +1,6 @@
 //! TLS for tests: certificates made on the spot, rustls clients, and the record of all nonces.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use zdt_engine::credentials::{Credentials, TicketRing};
 use super::client;
 
 /// A rustls client over TCP.
-pub type Stream = StreamOwned<ClientConnection, TcpStream>;
+pub type Stream = StreamOwned<ClientConnection, client::Steady>;
 /// A WebSocket client over that.
 pub type Client = WebSocket<Stream>;
 
@@ -140,7 +140,7 @@ impl Authority {
 pub fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> Stream {
     let name = ServerName::try_from("localhost").expect("name");
     let mut connection = ClientConnection::new(Arc::clone(config), name).expect("client");
-    let mut stream = client::connect(address);
+    let mut stream = client::Steady(client::connect(address));
     connection.complete_io(&mut stream).expect("TLS handshake");
     StreamOwned::new(connection, stream)
 }

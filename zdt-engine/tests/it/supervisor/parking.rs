@@ -39,7 +39,7 @@ fn open(engine: &Engine, token: Option<&str>, as_cookie: bool) -> (Client, Strin
         };
         request.headers_mut().insert(name, value.parse().expect("a header value"));
     }
-    let stream = client::connect(engine.address());
+    let stream = client::Steady(client::connect(engine.address()));
     let (client, answer) = tungstenite::client(request, stream).expect("handshake");
     let token = answer.headers()["zdt-resume"].to_str().expect("text").to_owned();
     let cookie = answer.headers()["set-cookie"].to_str().expect("text");
