@@ -60,6 +60,8 @@ pub enum Overdue {
     Nothing,
     /// The connection ends in good order: flush the output, tell the service.
     End,
+    /// The same, and the request in progress has been answered, with this status.
+    Refused(u16),
     /// The peer is dead or hostile: close at once, tell the service.
     Drop,
 }
@@ -201,13 +203,13 @@ impl Connection {
         }
     }
 
-    /// A stream whose client has kept it waiting for too long: it has been reset, and its session must
-    /// be told. To be called until there is none, before [`Connection::on_deadline`].
+    /// A stream whose client has kept it waiting for too long: it has been reset, or answered with that status, and
+    /// its session must be told. To be called until there is none, before [`Connection::on_deadline`].
     pub fn overdue_stream(
         &mut self,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
-    ) -> Option<Slot> {
+    ) -> Option<(Slot, Option<u16>)> {
         match &mut self.stage {
             Stage::Http2(stack) => stack.overdue_stream(environment, out),
             _ => None,
@@ -267,9 +269,10 @@ impl Connection {
             (Waiting::Progress, Stage::Http1(machine))
                 if machine.response_state() == ResponseState::Pending && machine.wants_input() =>
             {
-                machine.error_response(out, &http1::Error::RequestTimeout, environment.date);
+                let error = http1::Error::RequestTimeout;
+                machine.error_response(out, &error, environment.date);
                 self.end_overdue(environment.now_ms);
-                Overdue::End
+                Overdue::Refused(error.status())
             }
             _ => {
                 self.end();

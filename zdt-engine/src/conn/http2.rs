@@ -17,6 +17,9 @@ pub(super) const SERVICE_AT_FAULT: &str = "the service is at fault";
 /// How long a stream that we have ended waits for the client's end.
 const LINGER_MS: u64 = 2_000;
 
+/// RFC 9110 §15.5.9.
+const TIMED_OUT: u16 = 408;
+
 /// See the module.
 pub(super) struct Http2Stack {
     pub(super) machine: Http2,
@@ -411,7 +414,7 @@ impl Http2Stack {
         &mut self,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
-    ) -> Option<Slot> {
+    ) -> Option<(Slot, Option<u16>)> {
         if self.check_due_ms > environment.now_ms {
             return None;
         }
@@ -421,15 +424,14 @@ impl Http2Stack {
         let overdue = self.machine.slots().find(is_overdue);
         match overdue {
             Some(slot) => {
-                if self.machine.is_response_due(slot) && self.refuse_overdue(slot, environment, out)
-                {
-                    return Some(Slot::new(slot));
+                if self.refuse_overdue(slot, environment, out) {
+                    return Some((Slot::new(slot), Some(TIMED_OUT)));
                 }
                 let lingers = matches!(self.machine.waits_since(slot), Some((_, true)));
                 let code = if lingers { ErrorCode::NoError } else { ErrorCode::Cancel };
                 self.remove_tunnel(slot);
                 self.machine.reset_stream(slot, code, out);
-                Some(Slot::new(slot))
+                Some((Slot::new(slot), None))
             }
             None => {
                 self.check_due_ms = u64::MAX;
@@ -439,17 +441,20 @@ impl Http2Stack {
         }
     }
 
-    /// The rest of a body has not come, and nothing has been answered: 408, and the stream lingers.
+    /// The rest of a body has not come: 408, if nothing has been answered, and the stream lingers.
     fn refuse_overdue(
         &mut self,
         slot: usize,
         environment: &Environment<'_>,
         out: &mut Vec<u8>,
     ) -> bool {
+        if !self.machine.is_response_due(slot) {
+            return false;
+        }
         self.machine.touch(slot, environment.now_ms);
         let headers: [(&str, &[u8]); 1] = [("content-type", b"text/plain")];
         let body = b"408 Request Timeout: the request did not arrive in time\n";
-        self.machine.respond(slot, out, 408, &headers, body, &environment.http2()).is_ok()
+        self.machine.respond(slot, out, TIMED_OUT, &headers, body, &environment.http2()).is_ok()
     }
 
     /// Nothing has happened for a while: what can be made again is freed.

@@ -454,10 +454,11 @@ impl Worker {
         }
         let mut out = self.buffers.take();
         let environment = Environment::new(&self.configure.config, self.now_ms, self.date.value());
-        while let Some(slot) = entry.connection.overdue_stream(&environment, &mut out) {
-            if let (Some(log), Some(logged)) =
+        while let Some((slot, status)) = entry.connection.overdue_stream(&environment, &mut out) {
+            if let (Some(log), Some(mut logged)) =
                 (&mut self.access_log, entry.places.at(slot).log.take())
             {
+                logged.note(status, 0);
                 log.add(&logged, entry.peer, entry.id, self.now_ms);
             }
             if let Some(mut session) = entry.places.at(slot).clear() {
@@ -470,6 +471,12 @@ impl Worker {
                 return self.drop_connection(key);
             }
             Overdue::End => self.end_sessions(key),
+            Overdue::Refused(status) => {
+                if let Some(logged) = &mut entry.places.at(Slot::ONLY).log {
+                    logged.note(Some(status), 0);
+                }
+                self.end_sessions(key);
+            }
             Overdue::Nothing => {}
         }
         self.send_output(key, out);

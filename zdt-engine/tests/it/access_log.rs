@@ -67,6 +67,26 @@ fn requests_of_http2_are_lines_whichever_process_ends_them() {
 }
 
 #[test]
+fn a_request_whose_body_stalls_is_logged_with_its_answer() {
+    use crate::lab::http2::*;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("access.log");
+    let engine = Engine::start(Options::config(&format!(
+        "[limits]\nstall_timeout_ms = 200\n[access_log]\nformat = \"json\"\nfile = {path:?}\n"
+    )));
+    let half = "POST /digest HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc";
+    assert!(ask(&engine, half).starts_with("HTTP/1.1 408 "));
+    let mut client = Http2Client::greet(engine.address());
+    client.send(HEADERS, END_HEADERS, 1, &block(&request("POST", "/digest", &[])));
+    assert_eq!(client.response(1).0, 408);
+    eventually("both are written", || lines(&path).len() == 2);
+    for (line, protocol) in lines(&path).iter().zip(["HTTP/1.1", "HTTP/2.0"]) {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!((&line["status"], &line["protocol"]), (&408.into(), &protocol.into()));
+    }
+}
+
+#[test]
 fn every_request_is_a_line_over_reloads_and_rotation() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("access.log");

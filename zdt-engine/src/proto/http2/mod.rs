@@ -254,7 +254,7 @@ pub struct Http2 {
     guard: Guard,
     /// The stream that is framed first at the next flush, for fairness.
     next_flush: u32,
-    /// A frame was completed since somebody asked.
+    /// A frame, or a header block, was completed since somebody asked.
     has_progress: bool,
     /// A stream began to linger since somebody asked.
     has_lingerer: bool,
@@ -425,7 +425,7 @@ impl Http2 {
         matches!(self.incoming, Incoming::End { .. })
     }
 
-    /// True if a frame was completed since the last call.
+    /// True if a frame, or a header block, was completed since the last call.
     pub fn take_progress(&mut self) -> bool {
         std::mem::take(&mut self.has_progress)
     }

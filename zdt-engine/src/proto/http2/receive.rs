@@ -71,8 +71,10 @@ impl Http2 {
                         return Ok(None);
                     }
                     let payload = &input.take(HEADER_BYTES + header.length)[HEADER_BYTES..];
-                    self.has_progress = true;
-                    if let Some(event) = self.on_frame(Frame { header, payload }, turn)? {
+                    let handled = self.on_frame(Frame { header, payload }, turn)?;
+                    // A part of a header block is none, in however many frames it comes.
+                    self.has_progress |= self.block.is_none();
+                    if let Some(event) = handled {
                         return Ok(Some(event));
                     }
                 }

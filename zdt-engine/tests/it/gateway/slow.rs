@@ -113,6 +113,28 @@ fn a_clients_head_that_trickles_in_is_refused_in_time() {
     assert_eq!((answer.status, upstream.connections()), (408, 0), "{answer:?}");
 }
 
+/// In however many frames it comes.
+#[test]
+fn a_head_of_http2_that_trickles_in_ends_the_connection_in_time() {
+    let upstream = Upstream::start("app");
+    let engine = gateway(&[&upstream], "workers = 1\n[limits]\nheader_timeout_ms = 400");
+    let mut http2 = Http2Client::greet(engine.address());
+    let head = block(&request("GET", "/", &[]));
+    http2.send(HEADERS, END_STREAM, 1, &head);
+    http2.stream.set_read_timeout(Some(Duration::from_millis(20))).expect("read timeout");
+    let goaway = loop {
+        match http2.try_read() {
+            Ok(Some(frame)) if frame.kind == GOAWAY => break frame,
+            Ok(frame) => assert!(frame.is_some(), "it says why"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                http2.send(CONTINUATION, 0, 1, &[]);
+            }
+        }
+    };
+    assert_eq!((goaway.code(), upstream.connections()), (0, 0), "no rule was broken");
+}
+
 #[test]
 fn a_clients_body_that_stalls_is_refused_and_its_upstream_let_go() {
     let slow = Slow::start("", Then::Silence);
