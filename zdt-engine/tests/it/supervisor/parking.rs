@@ -308,6 +308,20 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Takes all room that the disk has left.
+fn fill(path: &std::path::Path) {
+    use std::io::{ErrorKind, Write};
+    let mut file = std::fs::File::create(path).expect("create");
+    loop {
+        match file.write(&[7; 4096]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => return,
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_loses_nothing_while_there_is_hope() {
     let test = "supervisor::parking::a_full_disk_loses_nothing_while_there_is_hope";
@@ -319,7 +333,7 @@ fn a_full_disk_loses_nothing_while_there_is_hope() {
     let mut engine = start(options(dir.path(), KEY, &parking));
     let (_client, token) = counted(&engine, None, 1);
     let filler = disk.0.join("filler");
-    let _ = std::fs::write(&filler, vec![7; 1 << 20]); // until it is full
+    fill(&filler);
     engine.signal(Signal::SIGTERM);
     eventually("it says so", || engine.log().contains("still in memory"));
     assert!(!disk.0.join("parked.zdts.next").exists());
@@ -327,8 +341,9 @@ fn a_full_disk_loses_nothing_while_there_is_hope() {
     assert!(engine.wait().success(), "{}", engine.log());
     engine.restart();
     let (_client, _) = counted(&engine, Some(&token), 2);
-    // And without hope: one more signal, and it ends, badly.
-    let _ = std::fs::write(&filler, vec![7; 1 << 20]);
+    // And without hope: one more signal, and it ends, badly. The file goes with its only session, and would make room.
+    eventually("the file is removed", || !disk.0.join("parked.zdts").exists());
+    fill(&filler);
     engine.signal(Signal::SIGTERM);
     eventually("it says so", || engine.log().matches("still in memory").count() >= 2);
     engine.signal(Signal::SIGTERM);
