@@ -160,6 +160,7 @@ pub fn is_supported() -> bool {
 mod tests {
     use std::io::ErrorKind;
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
 
     use super::*;
 
@@ -209,6 +210,22 @@ mod tests {
             };
             refused(TcpStream::connect(address).unwrap_err());
             refused(TcpListener::bind("127.0.0.1:0").unwrap_err());
+            // What others hold as well: it stays non-blocking, steered, and open to everybody.
+            refused(listener.set_nonblocking(false).unwrap_err());
+            use nix::fcntl::{FcntlArg, OFlag, fcntl};
+            refused(fcntl(&listener, FcntlArg::F_SETFL(OFlag::empty())).unwrap_err().into());
+            fcntl(&listener, FcntlArg::F_GETFL).unwrap();
+            listener.try_clone().unwrap();
+            for option in [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF, 68] {
+                // SAFETY: the option's value, a whole `sock_fprog`, is of zeros, and not looked at.
+                let result = unsafe {
+                    let value = [0u64; 2];
+                    let (at, bytes) = (value.as_ptr().cast(), size_of_val(&value) as u32);
+                    libc::setsockopt(listener.as_raw_fd(), libc::SOL_SOCKET, option, at, bytes)
+                };
+                assert_eq!(result, -1);
+                refused(std::io::Error::last_os_error());
+            }
             refused(std::fs::write(dir.path().join("new"), "").unwrap_err());
             refused(std::fs::create_dir(dir.path().join("sub")).unwrap_err());
             refused(std::process::Command::new("/bin/true").spawn().unwrap_err());

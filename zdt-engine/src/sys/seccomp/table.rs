@@ -56,7 +56,14 @@ pub const ALLOWED: &[Row] = &[
     (SYS_getsockname, Always, "which address it came to"),
     (SYS_getsockopt, Always, "socket errors; credentials of a later supervisor"),
     (SYS_setsockopt, Always, "options of connections"),
-    (SYS_fcntl, Always, "duplicates, seals of shared memory"),
+    // Not F_SETFL: the flags are those of whoever holds a duplicate, too, and somebody may wait where nobody should.
+    (SYS_fcntl, Bits(1, WHOLE, F_DUPFD_CLOEXEC as u64), "duplicates"),
+    (SYS_fcntl, Bits(1, WHOLE, F_DUPFD as u64), "the same"),
+    (SYS_fcntl, Bits(1, WHOLE, F_GETFD as u64), "whether it is open"),
+    (SYS_fcntl, Bits(1, WHOLE, F_SETFD as u64), "closed on exec"),
+    (SYS_fcntl, Bits(1, WHOLE, F_GETFL as u64), "what it is open for"),
+    (SYS_fcntl, Bits(1, WHOLE, F_ADD_SEALS as u64), "seals of shared memory"),
+    (SYS_fcntl, Bits(1, WHOLE, F_GET_SEALS as u64), "the same"),
     (SYS_dup, Always, "duplicates"),
     (SYS_eventfd2, Always, "wake-ups between threads of a service"),
     (SYS_socket, OutboundBits(0, WHOLE, AF_INET as u64), "a gateway connects to upstreams"),
@@ -167,7 +174,16 @@ pub const ERRORS: &[(c_long, When, c_int)] = &[
     (SYS_clone3, Always, ENOSYS),
     // A process rather than a thread.
     (SYS_clone, Bits(0, CLONE_THREAD as u64, 0), EPERM),
+    // Who gets what comes to a listener, which others have as well.
+    (SYS_setsockopt, Bits(2, WHOLE, SO_ATTACH_FILTER as u64), EPERM),
+    (SYS_setsockopt, Bits(2, WHOLE, SO_ATTACH_BPF as u64), EPERM),
+    (SYS_setsockopt, Bits(2, WHOLE, SO_ATTACH_REUSEPORT_CBPF as u64), EPERM),
+    (SYS_setsockopt, Bits(2, WHOLE, SO_ATTACH_REUSEPORT_EBPF as u64), EPERM),
+    (SYS_setsockopt, Bits(2, WHOLE, SO_DETACH_REUSEPORT_BPF), EPERM),
 ];
+
+/// Which libc does not have.
+const SO_DETACH_REUSEPORT_BPF: u64 = 68;
 
 /// Calls that no honest worker makes: the process ends at once.
 pub const FATAL: &[c_long] = &[
