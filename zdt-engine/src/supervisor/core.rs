@@ -25,6 +25,7 @@ use super::requests::statuses::StatusRequests;
 use super::rundir::RunDir;
 use super::signals::{SignalEvent, Signals};
 use super::sockets::listeners::Listeners;
+use super::sockets::mending::Mending;
 use super::sockets::proving::Proving;
 use super::sockets::steer::Steer;
 use super::stopping::Stopping;
@@ -72,6 +73,7 @@ pub(super) struct Core {
     /// Places to fill, and when.
     pub respawns: Vec<(Instant, u32, u32)>,
     pub proving: Proving,
+    pub mending: Mending,
     pub status_requests: StatusRequests,
     pub gateway: Gateway,
     pub rehearsals: Rehearsals,
@@ -178,6 +180,7 @@ impl Core {
             groups: Groups::default(),
             respawns: Vec::new(),
             proving: Proving::default(),
+            mending: Mending::default(),
             status_requests: StatusRequests::default(),
             gateway: Gateway::default(),
             rehearsals: Rehearsals::default(),
@@ -318,6 +321,7 @@ impl Core {
         self.prove_on_time(now);
         self.respawn_on_time(now);
         self.watch_on_time(now);
+        self.mend_on_time(now);
         self.kill_on_time(now);
         self.forget_on_time(now);
         self.status_on_time(now);
@@ -337,6 +341,7 @@ impl Core {
             self.respawns.iter().map(|&(at, _, _)| at).min(),
             kills,
             self.watch_deadline(),
+            self.mend_deadline(),
             self.listeners.next_expiry(),
             self.status_requests.deadline(),
             self.rehearsals.deadline(),

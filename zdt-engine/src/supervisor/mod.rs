@@ -15,6 +15,7 @@ mod parking;
 mod privileges;
 pub mod reload;
 mod reloading;
+mod repeats;
 mod requests;
 mod rundir;
 mod signals;

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
+    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt,
+    sockopt,
 };
 
 const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
@@ -41,16 +42,35 @@ pub fn listener(address: SocketAddr, reuseport: bool, backlog: u32) -> io::Resul
     }
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
     socket::bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
-    // Not nix's listen: it refuses a backlog above libc's SOMAXCONN, whatever the sysctl says.
-    // SAFETY: the call takes two integers; the descriptor is owned by `listener`.
-    let result = unsafe {
-        libc::listen(
-            listener.as_raw_fd(),
-            libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX),
-        )
-    };
-    Errno::result(result)?;
+    listen(listener.as_fd(), backlog)?;
     Ok(listener)
+}
+
+/// Not nix's: it refuses a backlog above libc's SOMAXCONN, whatever the sysctl says.
+fn listen(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the call takes two integers; the descriptor is borrowed, and so open.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    Ok(())
+}
+
+/// False once somebody has shut the listener down.
+///
+/// # Errors
+/// What getsockopt(2) says.
+pub fn is_listening(listener: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(getsockopt(&listener, sockopt::AcceptConn)?)
+}
+
+/// Makes one that was shut down listen again, at the address that it had.
+///
+/// # Errors
+/// What bind(2) and listen(2) say: a port that the kernel had chosen is free after a shutdown.
+pub fn listen_again(listener: BorrowedFd<'_>, address: SocketAddr, backlog: u32) -> io::Result<()> {
+    if local_address(listener)?.port() != address.port() {
+        socket::bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
+    }
+    listen(listener, backlog)
 }
 
 /// Takes a connection out of a non-blocking listener's queue; `None` when it is empty. The

@@ -23,6 +23,7 @@ use crate::state::parked::{Parked, split_record};
 use crate::state::{Integrity, Secret, Unpacker, derive};
 use crate::supervisor::WorkerId;
 use crate::supervisor::core::{Core, Inputs};
+use crate::supervisor::repeats::Repeats;
 use crate::supervisor::rundir;
 use crate::supervisor::signals::SignalEvent;
 use crate::sys;
@@ -164,6 +165,9 @@ pub(in crate::supervisor) struct Parking {
     keeping: Keeping,
     /// What resume tokens are signed with: the same after a restart if there is a key.
     resume_secret: Secret,
+    complaints: Repeats,
+    eviction_words: Repeats,
+    unsaid_evictions: u64,
 }
 
 impl Parking {
@@ -179,7 +183,23 @@ impl Parking {
             None => Secret::new(sys::random_bytes().map_err(|error| error.to_string())?),
         };
         let (store, keeping) = (Store::new(settings), Keeping::new(Instant::now()));
-        Ok(Self { store, directory, key, keeping, resume_secret })
+        Ok(Self {
+            store,
+            directory,
+            key,
+            keeping,
+            resume_secret,
+            complaints: Repeats::default(),
+            eviction_words: Repeats::default(),
+            unsaid_evictions: 0,
+        })
+    }
+
+    /// About what a worker has sent.
+    fn complain(&mut self, worker: WorkerId, what: &str) {
+        if let Some(unsaid) = self.complaints.may_say(Instant::now()) {
+            tracing::error!(worker, unsaid, "parked sessions cannot be had: {what}");
+        }
     }
 
     /// Whether there is a file.
@@ -307,13 +327,13 @@ impl Core {
     /// Sessions from a worker.
     pub fn on_parked(&mut self, worker: WorkerId, count: u32, fds: &[OwnedFd]) {
         let Some(memfd) = fds.first() else {
-            tracing::error!(worker, "parked sessions without their descriptor");
+            self.parking.complain(worker, "their descriptor is missing");
             return;
         };
         let bytes = match read_sealed(memfd.as_fd(), MAX_BATCH_BYTES) {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::error!(worker, %error, "parked sessions cannot be read");
+                self.parking.complain(worker, &error.to_string());
                 return;
             }
         };
@@ -322,16 +342,19 @@ impl Core {
         let evicted = store.evicted;
         let (taken, outcome) = store.insert_within(&bytes, MAX_BATCH_PLAIN_BYTES);
         if let Err(error) = outcome {
-            tracing::error!(worker, count, taken, error, "parked sessions are malformed");
+            self.parking.complain(worker, &format!("{taken} of {count} taken: {error}"));
         }
-        if store.evicted > evicted {
-            let dropped = store.evicted - evicted;
+        let parking = &mut self.parking;
+        parking.unsaid_evictions += parking.store.evicted - evicted;
+        if parking.unsaid_evictions > 0 && parking.eviction_words.may_say(Instant::now()).is_some()
+        {
             tracing::warn!(
-                dropped,
+                dropped = std::mem::take(&mut parking.unsaid_evictions),
                 "parked sessions made room for others (parking.max_sessions, max_bytes)"
             );
         }
-        tracing::debug!(worker, taken, kept = store.sessions.len(), "sessions parked");
+        let kept = parking.store.sessions.len();
+        tracing::debug!(worker, taken, kept, "sessions parked");
     }
 
     /// A worker asks for a session.

@@ -5,6 +5,7 @@
 
 mod flipping;
 pub mod listeners;
+pub mod mending;
 pub mod plan;
 pub mod proving;
 pub mod steer;

@@ -114,17 +114,25 @@ impl Steer {
     /// What the kernel says.
     pub fn place(&mut self, listener: &Listener, slot: u32) -> Result<(), SteeringError> {
         let Steer::Ebpf(ebpf) = self else { return Ok(()) };
-        let group = match ebpf.steering.find_group(listener.address) {
-            Some(group) => group,
-            None => {
-                let policy = match ebpf.policy {
-                    Policy::Hash => steering::Policy::Hash,
-                    Policy::RoundRobin => steering::Policy::RoundRobin,
-                    Policy::LeastLoaded => steering::Policy::LeastLoaded,
-                };
-                ebpf.steering.add_listener_group(listener, policy)?
-            }
+        match ebpf.steering.find_group(listener.address) {
+            Some(group) => ebpf.steering.set_slot(group, slot, listener),
+            None => self.place_again(listener, slot),
+        }
+    }
+
+    /// Like [`Steer::place`], of one that may be the only one left of its address: the program is the group's, which
+    /// goes with the last of its sockets.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn place_again(&mut self, listener: &Listener, slot: u32) -> Result<(), SteeringError> {
+        let Steer::Ebpf(ebpf) = self else { return Ok(()) };
+        let policy = match ebpf.policy {
+            Policy::Hash => steering::Policy::Hash,
+            Policy::RoundRobin => steering::Policy::RoundRobin,
+            Policy::LeastLoaded => steering::Policy::LeastLoaded,
         };
+        let group = ebpf.steering.add_listener_group(listener, policy)?;
         ebpf.steering.set_slot(group, slot, listener)
     }
 

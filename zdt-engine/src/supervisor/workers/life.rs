@@ -438,6 +438,9 @@ impl Core {
         if matches!(worker.phase, WorkerPhase::Draining | WorkerPhase::Ending) {
             worker.phase = WorkerPhase::Ending;
         } else {
+            if worker.kill_at.is_some() {
+                return; // it has said so before
+            }
             tracing::warn!(worker = id, "has drained, for which nobody has asked");
         }
         worker.kill_by(Instant::now() + EXIT_GRACE);
@@ -500,8 +503,8 @@ impl Core {
             place.worker = None;
         }
         self.dirty = true;
-        if expected && tally.connections == 0 {
-            tracing::info!(worker = id, generation, "{how}");
+        if expected && (tally.connections == 0 || self.stopping.is_some()) {
+            tracing::info!(worker = id, generation, connections = tally.connections, "{how}");
         } else {
             tracing::error!(worker = id, generation, connections = tally.connections, "{how}");
         }

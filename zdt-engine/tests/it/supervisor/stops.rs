@@ -119,6 +119,18 @@ fn a_stop_during_a_reload_ends_both_generations() {
 }
 
 #[test]
+fn an_immediate_stop_is_no_error() {
+    let mut engine = Engine::start(Options::default());
+    let clients = engine.clients(4);
+    let stop = engine.zdt(&["stop", "--now"]);
+    assert!(stop.status.success(), "{stop:?}");
+    assert!(engine.wait().success());
+    let log = engine.log();
+    assert!(!log.contains(" ERROR ") && log.contains("exited with code 0"), "{log}");
+    assert_eq!(clients.len(), 4);
+}
+
+#[test]
 fn workers_without_a_supervisor_can_be_stopped() {
     let mut engine = Engine::start(Options::default());
     engine.ask("before");

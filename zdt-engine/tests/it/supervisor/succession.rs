@@ -52,6 +52,7 @@ fn a_worker_that_died_meanwhile_is_replaced() {
         engine.restart();
         let workers = engine.workers(1);
         assert!(workers.len() == 2 && !workers.contains(&victim), "{workers:?}");
+        assert_eq!(engine.status()["totals"]["crashes"], 1, "it counts, whoever was not there");
         for number in 0..40 {
             engine.ask(&number.to_string());
         }
