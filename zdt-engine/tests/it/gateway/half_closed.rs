@@ -4,20 +4,21 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
-use super::gateway_for;
-use super::gateway_to;
-use super::switching::Switching;
+use super::switching::{Switching, pattern};
+use super::{gateway_for, gateway_to};
 use crate::lab::http2::*;
 use crate::lab::secure::{self, Authority};
 use crate::lab::worker::Options;
-use crate::lab::{Pair, TestWorker, client, eventually};
+use crate::lab::{Pair, TestWorker, client, cuts, eventually};
 
 /// More than sockets and windows hold.
 const BYTES: usize = 300_000;
 
 fn data() -> Vec<u8> {
-    (0..BYTES).map(|at| (at % 241) as u8).collect()
+    pattern(BYTES)
 }
 
 /// A tunnel over HTTP/1.1.
@@ -305,4 +306,52 @@ fn an_application_that_is_gone_ends_the_tunnel_when_something_is_sent_to_it() {
         let _ = stream.write_all(b"more");
         engine.status()["active_connections"] == 0
     });
+}
+
+/// Much or little in either direction, which ends whenever all of it has been said, while the tunnels move.
+#[test]
+fn directions_of_any_length_end_where_they_should_and_move_at_any_place() {
+    const TUNNELS: usize = 32;
+    let mut random = StdRng::seed_from_u64(cuts::seed());
+    let (upstream, url) = Switching::start();
+    let options = gateway_to(&url);
+    let mut worker = TestWorker::spawn_with(1, &options);
+    let address = worker.listen();
+    let mut length = || match random.random_range(0..4) {
+        0 => 0,
+        1 => random.random_range(1..2_000),
+        _ => random.random_range(2_000..6_000_000),
+    };
+    let clients: Vec<_> = (0..TUNNELS)
+        .map(|number| {
+            let (up, down) = (length(), length());
+            let path = format!("/both?{number}={down}");
+            let mut reader = open(address, &path);
+            let mut writer = reader.try_clone().expect("clone");
+            let written = std::thread::spawn(move || {
+                writer.write_all(&pattern(up)).expect("write");
+                writer.shutdown(Shutdown::Write).expect("FIN");
+            });
+            let read = std::thread::spawn(move || read_to_end(&mut reader));
+            (path, up, down, written, read)
+        })
+        .collect();
+    let mut moved = 0;
+    for generation in 2..8 {
+        let mut pair = Pair::join(worker, TestWorker::spawn_with(generation, &options));
+        let report = pair.hand_off();
+        assert!(report.staying.is_empty(), "{report:?}");
+        moved += report.moved;
+        worker = pair.green;
+    }
+    assert!(moved > 0);
+    for (path, up, down, written, read) in clients {
+        written.join().expect("all of it was taken");
+        let read = read.join().expect("an end in good order");
+        assert!(read == pattern(down), "{path}: {} of {down} bytes", read.len());
+        eventually("the application has come to the end", || upstream.ended(&path).len() == 1);
+        let ended = upstream.ended(&path).remove(0);
+        assert!(ended == pattern(up), "{path}: {} of {up} bytes", ended.len());
+    }
+    eventually("nothing is left", || worker.status().connections == 0);
 }

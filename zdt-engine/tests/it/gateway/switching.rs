@@ -120,6 +120,16 @@ impl Switching {
                 stream.shutdown(Shutdown::Write)?;
                 stream.read_to_end(received)?;
             }
+            // Both directions at once.
+            "/both" => {
+                let (mut writer, bytes) = (stream.try_clone()?, number());
+                let written = std::thread::spawn(move || {
+                    writer.write_all(&pattern(bytes))?;
+                    writer.shutdown(Shutdown::Write)
+                });
+                stream.read_to_end(received)?;
+                written.join().expect("it does not panic")?;
+            }
             "/stuck" => {
                 let _count = stream.read(&mut piece)?;
                 stream.write_all(b"bye")?;
@@ -172,6 +182,11 @@ impl Switching {
         }
         Ok(())
     }
+}
+
+/// Bytes that show where they are.
+pub(super) fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at % 241) as u8).collect()
 }
 
 pub(super) fn read_head(stream: &mut TcpStream) -> Option<String> {
