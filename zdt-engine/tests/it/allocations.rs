@@ -12,6 +12,7 @@ use zdt_engine::service::{
     Session,
 };
 
+use crate::lab::client::ReadOn;
 use crate::lab::worker::{Options, WORKER_CONTROL};
 use crate::lab::{TestWorker, client};
 
@@ -113,9 +114,8 @@ fn a_request_with_a_small_answer_allocates_nothing() {
     let mut answer = [0; 1_024];
     let counts: Vec<u64> = (0..WARM_UP + TURNS)
         .map(|_| {
-            use std::io::Read as _;
             stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
-            let length = stream.read(&mut answer).expect("read");
+            let length = stream.read_on(&mut answer).expect("read");
             let text = std::str::from_utf8(&answer[..length]).expect("text");
             let (_, body) = text.split_once("\r\n\r\n").expect("a whole small answer");
             body.parse().expect("a number")

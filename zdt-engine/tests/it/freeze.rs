@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use zdt_engine::config::WorkerConfig;
 
+use crate::lab::client::ReadOn;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
@@ -319,14 +320,14 @@ fn a_keep_alive_deadline_is_neither_lost_nor_early() {
     let mut kept = client::connect(address);
     kept.write_all(b"GET /id?id=a HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
     let mut buffer = [0; 1024];
-    let count = kept.read(&mut buffer).expect("read");
+    let count = kept.read_on(&mut buffer).expect("read");
     assert!(buffer[..count].ends_with(b"a"));
     let idle_since = Instant::now();
     eventually("blue has seen the request", || blue.status().requests == 1);
     let mut pair = Pair::join(blue, green);
     assert_eq!(pair.hand_off().moved, 1);
     // Nobody asks again: green closes when blue would have.
-    assert_eq!(kept.read(&mut buffer).expect("FIN"), 0);
+    assert_eq!(kept.read_on(&mut buffer).expect("FIN"), 0);
     let idle = idle_since.elapsed();
     assert!(idle >= Duration::from_millis(1_400), "closed after {idle:?}");
     assert!(idle < Duration::from_millis(4_000), "closed after {idle:?}");

@@ -1,9 +1,10 @@
 //! Clients that read more slowly than they are answered.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
+use crate::lab::client::ReadOn;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
 
@@ -31,7 +32,7 @@ fn echo_slowly(address: SocketAddr, fin: bool) {
     loop {
         // Slower than the echo, so that the last byte comes while there is much to be sent.
         std::thread::sleep(Duration::from_micros(300));
-        match (&stream).read(&mut chunk) {
+        match (&stream).read_on(&mut chunk) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&chunk[..count]),
             Err(error) => panic!("after {} bytes: {error}", answer.len()),

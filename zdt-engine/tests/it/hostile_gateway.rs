@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::gateway::upstream::Upstream;
+use crate::lab::client::ReadOn;
 use crate::lab::http2::{
     DATA, END_HEADERS, END_STREAM, HEADERS, Http2Client, PING, block, request,
 };
@@ -193,7 +194,7 @@ fn downloads_by_slow_clients_come_to_their_end() {
             loop {
                 // Slower than the upstream.
                 std::thread::sleep(Duration::from_micros(200));
-                let count = stream.read(&mut piece).expect("the rest");
+                let count = stream.read_on(&mut piece).expect("the rest");
                 assert!(count > 0, "cut off after {} bytes", received.len());
                 received.extend_from_slice(&piece[..count]);
                 let Some(at) = received.windows(4).take(4096).position(|four| four == b"\r\n\r\n")

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::gateway::half_closed::{Sender, Way};
+use crate::lab::client::ReadOn;
 use crate::lab::secure::Authority;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
@@ -135,7 +136,7 @@ fn downloads_of_half_closed_clients_go_on() {
                     if total > TOTAL / 4 {
                         eventually("the handoff begins", || begins.load(Ordering::Relaxed));
                     }
-                    match stream.read(&mut chunk) {
+                    match stream.read_on(&mut chunk) {
                         Ok(0) => return total,
                         Ok(count) => total += count,
                         Err(error) => panic!("after {total} bytes: {error}"),

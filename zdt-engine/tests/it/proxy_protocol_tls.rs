@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::Value;
 
+use crate::lab::client::ReadOn;
 use crate::lab::programs::{Guarded, curl, have, have_curl};
 use crate::lab::secure::{self, Authority, Stream};
 use crate::lab::system::while_reloading;
@@ -52,7 +53,7 @@ fn seen(stream: &mut Stream) -> Value {
     let mut text = String::new();
     while !text.ends_with('}') {
         let mut buffer = [0; 1024];
-        let count = stream.read(&mut buffer).expect("read");
+        let count = stream.read_on(&mut buffer).expect("read");
         assert!(count > 0, "it ended: {text}");
         text.push_str(std::str::from_utf8(&buffer[..count]).expect("text"));
     }

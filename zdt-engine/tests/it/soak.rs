@@ -14,6 +14,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore, SeedableRng};
 use tungstenite::Message;
 
+use crate::lab::client::ReadOn;
 use crate::lab::http2::{DATA, END_HEADERS, END_STREAM, HEADERS, Http2Client, block, request};
 use crate::lab::secure::{self, Authority};
 use crate::lab::{client, eventually};
@@ -70,7 +71,7 @@ fn read_response(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Vec<u8> {
             let rest = buffer.split_off(end);
             return std::mem::replace(buffer, rest).split_off(start);
         }
-        let count = stream.read(&mut piece).expect("an answer");
+        let count = stream.read_on(&mut piece).expect("an answer");
         assert!(
             count > 0,
             "cut off: {:?}",
@@ -198,7 +199,7 @@ fn rude(soak: &Soak, random: &mut StdRng) {
     // The engine may have had enough of it already.
     let _ = stream.write_all(&piece[..random.random_range(0..=piece.len())]);
     if random.random() {
-        let _ = stream.read(&mut [0; 100][..random.random_range(0..2)]);
+        let _ = stream.read_on(&mut [0; 100][..random.random_range(0..2)]);
     }
 }
 

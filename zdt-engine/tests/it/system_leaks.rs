@@ -2,10 +2,11 @@
 //! the workers. Twenty in twenty seconds cost no more at their height than ten.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::lab::client::ReadOn;
 use crate::lab::system::{descriptors, pss, threads, wait_until_settled};
 use crate::lab::{client, eventually};
 use crate::supervisor::engine::{Engine, Options, Storm, verdict};
@@ -33,7 +34,7 @@ fn fifty_reloads_leave_nothing_behind() {
         for stream in kept {
             stream.write_all(b"GET /id?id=kept HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
             let mut answer = [0; 1024];
-            let count = stream.read(&mut answer).expect("read");
+            let count = stream.read_on(&mut answer).expect("read");
             assert!(answer[..count].ends_with(b"kept"));
         }
     };

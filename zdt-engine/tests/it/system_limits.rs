@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::lab::client::ReadOn;
 use crate::lab::system::sum;
 use crate::lab::{client, eventually};
 use crate::supervisor::engine::{Engine, Options};
@@ -22,7 +23,7 @@ fn rest(stream: &mut TcpStream) -> String {
     let mut buffer = [0; 4096];
     loop {
         assert!(began.elapsed() < crate::lab::PATIENCE, "no end: {bytes:?}");
-        match stream.read(&mut buffer) {
+        match stream.read_on(&mut buffer) {
             Ok(0) => break,
             Ok(count) => bytes.extend_from_slice(&buffer[..count]),
             Err(error) => {
@@ -37,7 +38,7 @@ fn rest(stream: &mut TcpStream) -> String {
 fn ask(stream: &mut TcpStream, id: &str) -> std::io::Result<()> {
     stream.write_all(format!("GET /id?id={id} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
     let mut answer = [0; 1024];
-    let count = stream.read(&mut answer)?;
+    let count = stream.read_on(&mut answer)?;
     if count == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
     }
@@ -51,7 +52,7 @@ fn status_of(address: SocketAddr, request: &[u8]) -> String {
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+    while let Ok(count @ 1..) = stream.read_on(&mut buffer) {
         answer.extend_from_slice(&buffer[..count]);
         if answer.windows(4).any(|four| four == b"\r\n\r\n") {
             break;
@@ -73,7 +74,7 @@ fn a_slow_head_ends_with_408_however_steadily_it_trickles() {
     for byte in b"GET /id?id=1 HTTP/1.1\r\nHost: x\r\nX: ".iter().chain(std::iter::repeat(&b'x')) {
         // One byte whenever there was nothing to read for a while.
         let _ = stream.write_all(&[*byte]);
-        match stream.read(&mut buffer) {
+        match stream.read_on(&mut buffer) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
             Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => {}
@@ -272,7 +273,7 @@ fn a_dead_peer_is_found_out_while_it_is_sent_things() {
     let began = Instant::now();
     let mut bytes = Vec::new();
     let mut buffer = [0; 1024];
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+    while let Ok(count @ 1..) = stream.read_on(&mut buffer) {
         bytes.extend_from_slice(&buffer[..count]);
         assert!(began.elapsed() < Duration::from_secs(5), "still served");
     }

@@ -1,12 +1,13 @@
 //! Twenty reloads in a row under load whose every answer is checked.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tungstenite::Message;
 
 use crate::lab::client;
+use crate::lab::client::ReadOn;
 use crate::supervisor::engine::{Engine, Options, ask};
 
 /// Turns of all clients of one kind.
@@ -78,7 +79,7 @@ fn request(address: SocketAddr, stop: &AtomicBool, tally: &Tally) {
         }
         let mut answers = String::new();
         while !answers.ends_with(&ids[1]) {
-            let count = stream.read(&mut buffer).expect("read");
+            let count = stream.read_on(&mut buffer).expect("read");
             assert_ne!(count, 0, "closed after {answers:?}");
             answers.push_str(std::str::from_utf8(&buffer[..count]).expect("UTF-8"));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use zdt_engine::service::demo::big_byte;
 
 use crate::lab::client;
+use crate::lab::client::ReadOn;
 use crate::lab::system::{pss, sum, wait_until_settled};
 use crate::supervisor::engine::{Engine, Options};
 
@@ -142,7 +143,7 @@ impl Flood {
         let mut expected = (u64::MAX, Vec::new());
         while self.read < due {
             let most = buffer.len().min((due - self.read) as usize);
-            let count = self.stream.read(&mut buffer[..most]).expect("read");
+            let count = self.stream.read_on(&mut buffer[..most]).expect("read");
             assert_ne!(count, 0, "closed at {} of {due}", self.read);
             for byte in &buffer[..count] {
                 let (message, at) = (self.read / ECHOED_FRAME, self.read % ECHOED_FRAME);

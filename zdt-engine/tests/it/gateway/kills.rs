@@ -13,6 +13,7 @@ use zdt_engine::control::ToWorker;
 use super::moving::websocket_upstream;
 use super::upstream::Upstream;
 use super::{begin, gateway_with_faults, parse};
+use crate::lab::client::ReadOn;
 use crate::lab::client::{self, Client};
 use crate::lab::worker::Options;
 use crate::lab::{GIVING_POINTS, Pair, TAKING_POINTS, TestWorker, eventually};
@@ -92,7 +93,7 @@ impl Clients {
                 bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
             let mut piece = vec![0; 1 << 16];
             while bytes.len() < head + DOWNLOAD {
-                match stream.read(&mut piece) {
+                match stream.read_on(&mut piece) {
                     Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
                     Ok(_) => return None,
                     Err(error) => return has_ended(&error).then_some(()),
@@ -129,7 +130,7 @@ fn answer(mut stream: &TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     let mut piece = [0; 4_096];
     while !bytes.ends_with(b"\n") || !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
-        match stream.read(&mut piece) {
+        match stream.read_on(&mut piece) {
             Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),
             Ok(_) => return None,
             Err(error) => return has_ended(&error).then(String::new),

@@ -19,11 +19,12 @@ mod tunnel_clients;
 mod tunnels;
 pub mod upstream;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 
 use zdt_engine::config::{RouteTarget, UpstreamTarget};
 
+use crate::lab::client::ReadOn;
 use crate::lab::{client, worker};
 use crate::supervisor::engine::{Engine, Options};
 use upstream::Upstream;
@@ -114,7 +115,7 @@ pub fn read_answer(stream: &mut TcpStream) -> Answer {
     let mut bytes = Vec::new();
     let mut piece = [0; 16 << 10];
     loop {
-        let count = match stream.read(&mut piece) {
+        let count = match stream.read_on(&mut piece) {
             // A time-out makes it a call that does not go on by itself after a stop.
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             result => result.expect("read"),

@@ -8,6 +8,7 @@ use tungstenite::Message;
 use super::upstream::Upstream;
 use super::{begin, gateway, gateway_for, read_answer};
 use crate::lab::client;
+use crate::lab::client::ReadOn;
 
 #[test]
 fn downloads_uploads_and_waiting_requests_go_on_across_reloads() {
@@ -30,7 +31,7 @@ fn downloads_uploads_and_waiting_requests_go_on_across_reloads() {
     for turn in 0..4 {
         let target = bytes / 5 * (turn + 1);
         while received.len() < target {
-            let count = download.read(&mut piece).expect("read");
+            let count = download.read_on(&mut piece).expect("read");
             assert!(count > 0, "cut off at {}", received.len());
             received.extend_from_slice(&piece[..count]);
         }
@@ -45,7 +46,7 @@ fn downloads_uploads_and_waiting_requests_go_on_across_reloads() {
     assert_eq!(read_answer(&mut upload).text(), format!("{length} {sum}\n"));
     let head_end = received.windows(4).position(|window| window == b"\r\n\r\n").expect("head") + 4;
     while received.len() < head_end + bytes {
-        let count = download.read(&mut piece).expect("read");
+        let count = download.read_on(&mut piece).expect("read");
         assert!(count > 0, "cut off at {}", received.len());
         received.extend_from_slice(&piece[..count]);
     }

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use super::upstream::{self, Upstream};
 use super::{ask_raw, begin, gateway, gateway_for, get, read_answer};
+use crate::lab::client::ReadOn;
 use crate::lab::{PATIENCE, client, eventually};
 use crate::supervisor::engine::{Engine, Options};
 
@@ -28,7 +29,7 @@ fn requests_and_answers_pass() {
     let mut text = String::new();
     while text.matches("app /p").count() < 5 {
         let mut piece = [0; 4096];
-        let count = stream.read(&mut piece).expect("read");
+        let count = stream.read_on(&mut piece).expect("read");
         text.push_str(std::str::from_utf8(&piece[..count]).expect("text"));
     }
     let order: Vec<usize> = (0..5).filter_map(|n| text.find(&format!("app /p{n}"))).collect();
@@ -201,7 +202,7 @@ fn slow_ends_hold_bounded_memory() {
     let mut left = bytes;
     let mut piece = vec![0; 1 << 16];
     while left > 1_000 {
-        let count = stream.read(&mut piece).expect("read");
+        let count = stream.read_on(&mut piece).expect("read");
         assert!(count > 0, "cut off with {left} bytes to come");
         left = left.saturating_sub(count);
     }
@@ -237,7 +238,7 @@ fn a_request_that_meets_the_end_of_a_kept_connection_is_sent_again_as_a_whole() 
     let engine = Engine::start(options);
     let answer = |upstream: &mut std::os::unix::net::UnixStream, text: &str| {
         let mut piece = [0; 1024];
-        let count = upstream.read(&mut piece).expect("read");
+        let count = upstream.read_on(&mut piece).expect("read");
         assert!(piece[..count].starts_with(b"POST /"), "{count}");
         write!(upstream, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{text}").expect("write");
     };

@@ -1,7 +1,7 @@
 //! Requests that are sent again, and those that are not: applications that are killed under load, connections that
 //! were kept for too long, upstreams that accept and never answer.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use super::moving::websocket_upstream;
 use super::takeover::Scene;
 use super::upstream::Upstream;
 use super::{begin, gateway, gateway_for, gateway_with_faults, get, read_answer};
+use crate::lab::client::ReadOn;
 use crate::lab::{client, eventually};
 
 /// Accepts, reads something, and ends without a word.
@@ -23,7 +24,7 @@ fn dying() -> (String, Arc<AtomicU64>) {
     let seen = Arc::clone(&count);
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let _count = stream.read(&mut [0; 4096]);
+            let _count = stream.read_on(&mut [0; 4096]);
             seen.fetch_add(1, Ordering::SeqCst);
         }
     });
@@ -107,7 +108,7 @@ fn kept_connections_that_have_ended_use_up_no_attempts() {
 
 #[track_caller]
 fn answer(upstream: &mut TcpStream, text: &str) {
-    let count = upstream.read(&mut [0; 1024]).expect("read");
+    let count = upstream.read_on(&mut [0; 1024]).expect("read");
     assert!(count > 0, "a request");
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", text.len());
     write!(upstream, "{head}{text}").expect("write");
@@ -167,7 +168,7 @@ fn disagreeing(how: &'static str) -> (String, Arc<AtomicU64>) {
     std::thread::spawn(move || {
         let mut open = Vec::new();
         for mut stream in listener.incoming().flatten() {
-            if stream.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {
+            if stream.read_on(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {
                 seen.fetch_add(1, Ordering::SeqCst);
             }
             let _ = stream.write_all(how.as_bytes());

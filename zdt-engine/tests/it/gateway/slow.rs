@@ -13,6 +13,7 @@ use super::hold::figure;
 use super::switching::{Switching, read_head};
 use super::upstream::Upstream;
 use super::{begin, gateway, gateway_for, parse};
+use crate::lab::client::ReadOn;
 use crate::lab::http2::*;
 use crate::lab::{client, eventually};
 use crate::supervisor::engine::Engine;
@@ -89,7 +90,7 @@ fn trickle(stream: &mut TcpStream, mut say: impl FnMut(&mut TcpStream) -> bool) 
     stream.set_read_timeout(Some(Duration::from_millis(10))).expect("read timeout");
     let (mut read, mut piece) = (Vec::new(), [0; 4 << 10]);
     loop {
-        match stream.read(&mut piece) {
+        match stream.read_on(&mut piece) {
             Ok(0) => return read,
             Ok(count) => read.extend_from_slice(&piece[..count]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -13,6 +13,7 @@ use zdt_engine::proto::http1::{Event, Http1, Limits};
 use super::gateway_for;
 use crate::http1_differential::{damage, exchange, judge};
 use crate::lab::client;
+use crate::lab::client::ReadOn;
 
 /// Method, target, body.
 type Seen = (String, String, String);
@@ -40,7 +41,7 @@ impl Recorder {
         let mut pending = Vec::new();
         let mut current: Option<Seen> = None;
         let mut piece = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut piece) {
+        while let Ok(count @ 1..) = stream.read_on(&mut piece) {
             pending.extend_from_slice(&piece[..count]);
             let total = pending.len();
             let mut input = Input::new(&mut pending);

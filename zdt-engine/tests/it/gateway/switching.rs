@@ -1,5 +1,6 @@
 //! An upstream that switches protocols, and then speaks none: it does what the path says.
 
+use crate::lab::client::ReadOn;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,12 +111,12 @@ impl Switching {
         let mut piece = vec![0; 16 << 10];
         match path {
             "/reset" => {
-                let _count = stream.read(&mut piece)?;
+                let _count = stream.read_on(&mut piece)?;
                 let linger = libc_linger();
                 setsockopt(&*stream, sockopt::Linger, &linger).expect("SO_LINGER");
             }
             "/bye" => {
-                let _count = stream.read(&mut piece)?;
+                let _count = stream.read_on(&mut piece)?;
                 stream.write_all(b"bye")?;
                 stream.shutdown(Shutdown::Write)?;
                 stream.read_to_end(received)?;
@@ -131,13 +132,13 @@ impl Switching {
                 written.join().expect("it does not panic")?;
             }
             "/stuck" => {
-                let _count = stream.read(&mut piece)?;
+                let _count = stream.read_on(&mut piece)?;
                 stream.write_all(b"bye")?;
                 stream.shutdown(Shutdown::Write)?;
                 self.wait();
             }
             "/gone" => {
-                let _count = stream.read(&mut piece)?;
+                let _count = stream.read_on(&mut piece)?;
                 stream.write_all(b"gone")?;
             }
             "/sink" => {
@@ -158,7 +159,7 @@ impl Switching {
                 self.wait();
                 let (mut left, mut sum) = (number(), 0u64);
                 while left > 0 {
-                    let count = stream.read(&mut piece)?;
+                    let count = stream.read_on(&mut piece)?;
                     if count == 0 {
                         break;
                     }
@@ -171,7 +172,7 @@ impl Switching {
                 stream.read_to_end(received)?;
             }
             _ => loop {
-                let count = stream.read(&mut piece)?;
+                let count = stream.read_on(&mut piece)?;
                 if count == 0 {
                     // Its client may still be listening.
                     break stream.write_all(b"the end")?;
@@ -193,7 +194,7 @@ pub(super) fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
+        match stream.read_on(&mut byte) {
             Ok(1) => head.push(byte[0]),
             _ => return None,
         }

@@ -1,6 +1,7 @@
 //! An upstream that does what it is told by the path, the misbehaviour that no framework offers
 //! included. It counts the requests that it has seen.
 
+use crate::lab::client::ReadOn;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -191,7 +192,7 @@ fn read_request(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Option<(String,
 
 fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Option<()> {
     let mut bytes = [0; 16 << 10];
-    match stream.read(&mut bytes) {
+    match stream.read_on(&mut bytes) {
         Ok(count @ 1..) => buffer.extend_from_slice(&bytes[..count]),
         _ => return None,
     }

@@ -13,6 +13,9 @@ pub type Client = WebSocket<Steady>;
 
 /// A TCP stream whose reads and writes go on after an interruption: with a time-out the kernel does not begin them again
 /// by itself (signal(7)), and clients that others wrote give up then.
+///
+/// What interrupts is SIGCHLD. It is ignored, and does not wake anybody, unless the thread whose child has ended blocks it,
+/// as a thread does that is just starting another process; then some other thread of this one is given it, to ignore it.
 #[derive(Debug)]
 pub struct Steady(pub TcpStream);
 
@@ -24,6 +27,16 @@ fn steadily<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
         }
     }
 }
+
+/// [`Read::read`] that goes on after an interruption, see [`Steady`].
+pub trait ReadOn: Read {
+    /// As there.
+    fn read_on(&mut self, bytes: &mut [u8]) -> Result<usize> {
+        steadily(|| self.read(bytes))
+    }
+}
+
+impl<S: Read + ?Sized> ReadOn for S {}
 
 impl Read for Steady {
     fn read(&mut self, bytes: &mut [u8]) -> Result<usize> {

@@ -1,6 +1,6 @@
 //! `worker_limits` and `pin_cpus`: that they are there, and that they hold.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use tungstenite::Message;
@@ -8,6 +8,7 @@ use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::engine::{Engine, Options};
+use crate::lab::client::ReadOn;
 use crate::lab::{client, eventually};
 
 fn limit(pid: u32, name: &str) -> String {
@@ -80,7 +81,7 @@ fn cpu_time_is_limited() {
                     .write_all(b"GET /big?n=1073741824 HTTP/1.1\r\nHost: x\r\n\r\n")
                     .expect("write");
                 while Instant::now() < until {
-                    assert!(stream.read(&mut answer).expect("read") > 0);
+                    assert!(stream.read_on(&mut answer).expect("read") > 0);
                 }
             });
         }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 
 use zdt_engine::control::{FromWorker, ToWorker};
 
+use crate::lab::client::ReadOn;
 use crate::lab::secure::Authority;
 use crate::lab::worker::Options;
 use crate::lab::{Pair, TestWorker, client, eventually};
@@ -192,7 +193,7 @@ fn a_corrupted_record_is_answered_with_an_alert() {
         }
         wire[100] ^= 1;
         stream.sock.write_all(&wire).expect("write");
-        let error = stream.read(&mut [0; 100]).expect_err("an alert");
+        let error = stream.read_on(&mut [0; 100]).expect_err("an alert");
         assert!(error.to_string().contains("BadRecordMac"), "{error}");
     }
     eventually("all are counted", || worker.status().tls_failures.get("bad-record") == Some(&20));

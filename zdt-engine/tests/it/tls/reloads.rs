@@ -1,12 +1,13 @@
 //! The whole engine: certificates reloaded, sessions resumed, client certificates kept.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::Arc;
 
 use rustls::HandshakeKind;
 use serde_json::Value;
 
 use crate::lab::client;
+use crate::lab::client::ReadOn;
 use crate::lab::eventually;
 use crate::lab::secure::{self, Authority, Stream};
 use crate::supervisor::engine::{Engine, Options};
@@ -18,7 +19,7 @@ fn seen(stream: &mut Stream) -> Value {
     let mut text = String::new();
     while !text.ends_with('}') {
         let mut buffer = [0; 1024];
-        let count = stream.read(&mut buffer).expect("read");
+        let count = stream.read_on(&mut buffer).expect("read");
         assert!(count > 0, "it ended: {text}");
         text.push_str(std::str::from_utf8(&buffer[..count]).expect("text"));
     }
