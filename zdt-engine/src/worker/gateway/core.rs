@@ -48,8 +48,10 @@ pub struct Core {
     /// Tunnels that are to leave their upstream, and when.
     pub leaving: VecDeque<(u64, usize, u64, Leaving)>,
     pub(super) next_serial: u64,
-    /// Requests from the queue that are not answered yet.
+    /// Requests from the queue that have not been answered yet, nor taken long.
     pub(super) replaying: u32,
+    /// Since when, and which: the longest first.
+    pub(super) replays: VecDeque<(u64, usize, u64)>,
     pub(super) next_sweep_ms: u64,
     spare: Vec<Vec<u8>>,
     pub status: GatewayStatus,
@@ -86,6 +88,7 @@ impl Core {
             leaving: VecDeque::new(),
             next_serial: 0,
             replaying: 0,
+            replays: VecDeque::new(),
             next_sweep_ms: now_ms + SWEEP_MS,
             spare: Vec::new(),
             status: GatewayStatus::default(),

@@ -139,7 +139,7 @@ pub struct Exchange {
     pub may_have_been_sent: bool,
     pub wants_websocket: bool,
     pub input_held: bool,
-    /// It came out of the queue.
+    /// It came out of the queue, and those behind it may have to wait for its answer.
     pub is_replay: bool,
     pub attempts: u8,
     /// It has met the end of a kept connection: it goes over a new one.

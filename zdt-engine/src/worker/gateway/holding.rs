@@ -6,6 +6,9 @@ use super::core::Core;
 use super::exchange::Stage;
 use crate::queue::{self, HoldError, Scope};
 
+/// How long a replayed request that is not answered counts as one.
+const REPLAY_MS: u64 = 1_000;
+
 impl Core {
     pub(super) fn hold(&mut self, index: usize) {
         if !self.options.hold.enabled {
@@ -97,6 +100,7 @@ impl Core {
                 exchange.is_replay = true;
                 exchange.stage = exchange.stage_to_be_sent();
                 self.replaying += 1;
+                self.replays.push_back((self.now_ms, index, exchange.serial));
                 self.status.replayed += 1;
                 self.dispatch(index, true);
                 self.release_input(index);
@@ -104,7 +108,26 @@ impl Core {
         }
     }
 
-    /// A WebSocket out of the queue is open: nobody waits for its end.
+    /// The rest of an answer is still to come, which may be for hours.
+    pub(super) fn end_begun_replay(&mut self, index: usize) {
+        if self.exchanges[index].stage == Stage::Responding {
+            self.end_replay(index);
+        }
+    }
+
+    /// Those behind do not wait for a client that sends its body slowly, or for an application that takes its time.
+    pub(super) fn end_replays_on_time(&mut self) {
+        while let Some(&(since_ms, index, serial)) = self.replays.front()
+            && self.now_ms.saturating_sub(since_ms) >= REPLAY_MS
+        {
+            self.replays.pop_front();
+            if self.same(index, serial).is_some() {
+                self.end_replay(index);
+            }
+        }
+    }
+
+    /// A request out of the queue is on its way for long, or its WebSocket is open: nobody waits for its end.
     pub(super) fn end_replay(&mut self, index: usize) {
         if std::mem::take(&mut self.exchanges[index].is_replay) {
             self.replaying -= 1;

@@ -41,6 +41,7 @@ impl Core {
             if !input.is_empty() && context.room() == 0 {
                 self.links[link].paused = true;
                 context.want_room();
+                self.end_begun_replay(index);
                 return Passed::Full;
             }
             if self.exchanges[index].stage == Stage::Tunnel {
@@ -58,7 +59,10 @@ impl Core {
                 self.exchanges[index].active_ms = self.now_ms;
             }
             match event {
-                Ok(None) => return Passed::More,
+                Ok(None) => {
+                    self.end_begun_replay(index);
+                    return Passed::More;
+                }
                 Ok(Some(ClientEvent::Interim(response))) => {
                     self.exchanges[index].never_repeat();
                     // The client has had its 100 from the gateway.

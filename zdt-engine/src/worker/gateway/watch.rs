@@ -27,6 +27,7 @@ impl Core {
             self.drop_held(held.tag, "no upstream of its route came back in time");
         }
         self.leave_on_time();
+        self.end_replays_on_time();
         if self.table.has_retired() {
             let Self { table, links, .. } = self;
             table.forget_retired(links.iter().map(|(_, link)| link.upstream));

@@ -114,3 +114,28 @@ fn a_held_request_may_be_displaced_by_a_newer_one() {
         ask_raw(engine.address(), "GET /x HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
     assert_eq!(last.status, 200);
 }
+
+#[test]
+fn streams_and_slow_clients_do_not_hold_up_those_behind_them() {
+    let upload = "POST /x HTTP/1.1\r\nHost: test\r\nContent-Length: 9";
+    for first in ["GET /begun HTTP/1.1\r\nHost: test", "GET /never HTTP/1.1\r\nHost: test", upload]
+    {
+        let upstream = Upstream::start("app");
+        let engine = gateway(&[&upstream], "workers = 1\n[gateway.hold]\nreplay_concurrency = 2");
+        assert!(engine.zdt(&["hold"]).status.success());
+        let _slow: Vec<_> = (0..3)
+            .map(|number| {
+                let mut stream = begin(engine.address(), first);
+                if first == upload {
+                    stream.write_all(b"abc").expect("write");
+                }
+                eventually("it is held", || figure(&engine, "held_requests") == number + 1);
+                stream
+            })
+            .collect();
+        let mut last = begin(engine.address(), "GET /last HTTP/1.1\r\nHost: test");
+        eventually("it is held", || figure(&engine, "held_requests") == 4);
+        assert!(engine.zdt(&["resume"]).status.success());
+        assert_eq!(read_answer(&mut last).text(), "app /last\n", "behind {first}");
+    }
+}

@@ -224,6 +224,7 @@ fn answer(
 ) -> Option<()> {
     let mut raw = |text: &str| stream.write_all(text.as_bytes()).ok();
     let path = target.split('?').next().unwrap_or_default();
+    let mut begins = path == "/begun";
     match path {
         "/die/silent" => return None,
         "/die/head" => {
@@ -273,7 +274,10 @@ fn answer(
         "/hop" => raw(
             "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Private\r\nKeep-Alive: timeout=5\r\nX-Private: 1\r\nX-Public: 2\r\nContent-Length: 2\r\n\r\nok",
         )?,
-        "/never" => loop {
+        "/never" | "/begun" => loop {
+            if std::mem::take(&mut begins) {
+                raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")?;
+            }
             if shared.stopped.load(Ordering::SeqCst) {
                 return None;
             }
