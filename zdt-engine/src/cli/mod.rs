@@ -351,9 +351,6 @@ struct WorkerArgs {
     /// Descriptor of the control connection.
     #[arg(long)]
     control_fd: i32,
-    /// Descriptor that says which ring was made for it.
-    #[arg(long)]
-    ring_fd: Option<i32>,
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
 }
@@ -407,12 +404,12 @@ fn run_worker(args: &WorkerArgs, services: &Services) -> ExitCode {
     // Executed through a descriptor, the process would otherwise be called by its number.
     let _ = std::fs::write("/proc/self/comm", "zdt-worker");
     // First: it must not meet descriptors of this program's own.
-    let ring = args.ring_fd.map(Blank::take).transpose().unwrap_or_else(|error| {
+    let ring = Blank::bequeathed().unwrap_or_else(|error| {
         tracing::warn!(%error, "the ring that was made for this worker cannot be had");
         None
     });
     match crate::sys::unix::take_inherited(args.control_fd) {
-        Ok(control) => crate::worker::main(control, ring.flatten(), services),
+        Ok(control) => crate::worker::main(control, ring, services),
         Err(error) => {
             eprintln!(
                 "zdt worker: no control connection at descriptor {}: {error}; workers are started \

@@ -76,11 +76,17 @@ impl Blank {
         Ok(Self { descriptor, parameters })
     }
 
-    /// Takes what a [`Bequest`] has left behind; `None` if it could not make one.
+    /// Takes what a [`Bequest`] has left behind for this program; `None` if there was none, or if it could not make one.
     ///
     /// # Errors
-    /// If `number` is not what [`Bequest::number`] has told the program.
-    pub fn take(number: RawFd) -> io::Result<Option<Self>> {
+    /// If [`VARIABLE`] does not say what [`Bequest::number`] has said.
+    pub fn bequeathed() -> io::Result<Option<Self>> {
+        let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        Self::take(number.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+
+    fn take(number: RawFd) -> io::Result<Option<Self>> {
         let mut message = std::fs::File::from(inherited(number)?);
         let mut bytes = [0; MESSAGE_BYTES];
         // It was written in one piece before this program began, or not at all.
@@ -130,6 +136,9 @@ fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// The environment variable that tells a program where to read which ring it has.
+pub const VARIABLE: &str = "ZDT_RING_FD";
+
 /// The ring's number in the program, and its parameters.
 const MESSAGE_BYTES: usize = 4 + size_of::<Parameters>();
 
@@ -152,7 +161,7 @@ impl Bequest {
         Ok(Self { shape, message, writer })
     }
 
-    /// What the program is to be told, for [`Blank::take`].
+    /// What [`VARIABLE`] is to say to the program, for [`Blank::bequeathed`].
     pub fn number(&self) -> RawFd {
         self.message.as_raw_fd()
     }

@@ -179,7 +179,8 @@ impl Process {
             }
         }
         if let Some(ring) = &birth.ring {
-            command.args(["--ring-fd", &ring.number().to_string()]);
+            // Not among the arguments: an earlier build, to which a rollback returns, passes over it here.
+            command.env(crate::sys::ring::VARIABLE, ring.number().to_string());
         }
         birth.of(&mut command);
         let mut child = command.spawn()?;
