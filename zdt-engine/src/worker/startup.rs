@@ -44,7 +44,7 @@ use super::{Worker, gateway};
 
 /// The kernel gives the memory of rings back some time after their processes are gone: where it is counted, that of a
 /// worker just stopped may still be missing.
-const RING_PATIENCE: Duration = Duration::from_secs(3);
+const RING_PATIENCE: Duration = Duration::from_secs(10);
 const RING_RETRY: Duration = Duration::from_millis(20);
 
 /// A supervisor that says nothing for so long is not there.
@@ -203,7 +203,7 @@ fn make_ring(
                     tracing::warn!("{error}; trying again for {} s", RING_PATIENCE.as_secs());
                 }
                 std::thread::sleep(pause);
-                pause = (pause * 2).min(RING_PATIENCE / 10);
+                pause = (pause * 2).min(Duration::from_millis(300));
             }
             made => return made,
         }

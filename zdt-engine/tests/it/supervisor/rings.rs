@@ -4,7 +4,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
+use nix::fcntl::{Flock, FlockArg};
+use zdt_engine::config::RING_ENTRIES;
 use zdt_engine::sys::birth::Birth;
+use zdt_engine::sys::ring::Shape;
 use zdt_engine::uring::{Ring, SetupError};
 
 use super::engine::{Engine, Options};
@@ -27,11 +30,23 @@ const GAMES: User = User { name: "games", id: 5 };
 const NEWS: User = User { name: "news", id: 9 };
 const UUCP: User = User { name: "uucp", id: 10 };
 
-/// A process of that user who has so many rings that there is no room for one more.
+impl User {
+    /// Nobody else uses up the user's locked memory, or waits for it, while this is held: another run of these tests, say.
+    #[must_use]
+    fn alone(&self) -> Flock<std::fs::File> {
+        let path = std::env::temp_dir().join(format!("zdt-test-user-{}.lock", self.name));
+        let file = std::fs::File::create(path).expect("create");
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("lock")
+    }
+}
+
+/// A process of that user who has so many rings, as large as those of workers, that there is no room for another two.
 struct Hoard(Child);
 
 impl Hoard {
-    fn of(user: &User) -> Hoard {
+    /// Beside so many of others.
+    fn of(user: &User, others: u64) -> Hoard {
+        let wanted = LOCKED_BYTES / Shape::new(RING_ENTRIES, 1).locked_bytes() - others;
         let found = nix::unistd::User::from_name(user.name).expect("look-up").expect(user.name);
         assert_eq!(found.uid.as_raw(), user.id);
         // Executable for everybody, wherever this one lies.
@@ -40,7 +55,7 @@ impl Hoard {
         let mut command = Command::new(format!("/proc/self/fd/{number}"));
         command
             .args(["--exact", "supervisor::rings::the_hoard", "--nocapture"])
-            .env(HOARD, "1")
+            .env(HOARD, wanted.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let user = Some((user.id, user.id));
@@ -64,25 +79,25 @@ impl Drop for Hoard {
 /// No test of its own: what [`Hoard`] executes.
 #[test]
 fn the_hoard() {
-    if std::env::var_os(HOARD).is_none() {
+    let Some(wanted) = std::env::var_os(HOARD) else {
         let ring = Ring::new(8, 2, 64).expect("one is to be had");
         assert_eq!(ring.outstanding(), 0);
         return;
-    }
+    };
     use nix::sys::resource::{Resource, setrlimit};
     setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED_BYTES, LOCKED_BYTES).expect("no higher limit");
+    let wanted: usize = wanted.to_str().and_then(|text| text.parse().ok()).expect("a number");
     let mut rings = Vec::new();
-    // Large ones, then small ones, until there is no room for the smallest.
-    for entries in [2_048, 64, 1] {
-        let error = loop {
-            match Ring::new(entries, 1, 64) {
-                Ok(ring) => rings.push(ring),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(error, SetupError::Memory { .. }), "{error}");
-        assert!(error.to_string().contains("8192 KiB may be locked memory"), "{error}");
-    }
+    let error = loop {
+        match Ring::new(RING_ENTRIES, 1, 64) {
+            Ok(ring) => rings.push(ring),
+            Err(error) if rings.len() >= wanted => break error,
+            // Others, which have ended, have it still.
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    assert!(matches!(error, SetupError::Memory { .. }), "{error}");
+    assert!(error.to_string().contains("8192 KiB may be locked memory"), "{error}");
     let mut out = std::io::stdout();
     out.write_all(b"\nfull\n").and_then(|()| out.flush()).expect("write");
     let _ = std::io::stdin().read_line(&mut String::new());
@@ -99,7 +114,8 @@ fn workers_rings_take_nothing_of_the_locked_memory_of_their_user() {
     if !have_root("supervisor::rings") {
         return;
     }
-    let _hoard = Hoard::of(&GAMES);
+    let _alone = GAMES.alone();
+    let _hoard = Hoard::of(&GAMES, 0);
     let engine = Engine::start(options(&GAMES));
     let mut clients = engine.clients(4);
     engine.reload_well();
@@ -140,10 +156,11 @@ fn a_worker_waits_for_locked_memory_that_is_yet_to_be_given_back() {
     if !have_root("supervisor::rings") {
         return;
     }
-    let mut hoard = Some(Hoard::of(&NEWS));
+    let _alone = NEWS.alone();
+    let hoard = Hoard::of(&NEWS, 0);
     let engine = Engine::launch(counted(&NEWS));
     eventually("a worker waits", || engine.log().contains("8192 KiB may be locked memory"));
-    drop(hoard.take());
+    drop(hoard);
     let engine = engine.await_service();
     assert_eq!(engine.status()["totals"]["crashes"], 0, "it has waited");
     engine.reload_well();
@@ -154,8 +171,9 @@ fn a_worker_without_locked_memory_says_what_to_do() {
     if !have_root("supervisor::rings") {
         return;
     }
+    let _alone = UUCP.alone();
     let engine = Engine::start(counted(&UUCP));
-    let _hoard = Hoard::of(&UUCP);
+    let _hoard = Hoard::of(&UUCP, 2);
     let verdict = engine.reload();
     assert_eq!(verdict["outcome"], "failed_before_flip", "{verdict}");
     let error = verdict["error"].to_string();
