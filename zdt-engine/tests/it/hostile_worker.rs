@@ -277,6 +277,27 @@ fn what_a_worker_complains_of_fills_no_log() {
 }
 
 #[test]
+fn what_a_worker_names_is_not_kept_for_good() {
+    let Some(mut engine) = engine() else { return };
+    let resident_kib = |pid: u32| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("KiB")
+    };
+    let before = engine.workers(1);
+    let control = control(before[0]);
+    let at_first = resident_kib(engine.pid());
+    for turn in 0..2_000 {
+        let name = format!("http://127.0.0.1:1/{turn}/{}", "x".repeat(60_000));
+        say(&control, format!(r#"{{"type":"upstream_idle","url":"{name}"}}"#).as_bytes(), 0);
+    }
+    say(&control, b"{}", 0);
+    check_replaced(&mut engine, &before, "it ends with nonsense");
+    let more = resident_kib(engine.pid()).saturating_sub(at_first);
+    assert!(more < 48 << 10, "{more} KiB more, of 120,000 that were named");
+}
+
+#[test]
 fn a_listener_that_a_worker_has_shut_down_costs_nobody_a_request() {
     for options in [Options::plain(), Options::default()] {
         if !have_root("hostile_worker") {

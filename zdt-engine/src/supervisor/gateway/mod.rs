@@ -47,6 +47,11 @@ pub(in crate::supervisor) enum GatewayEvent {
 /// Where a command's answer goes.
 pub(in crate::supervisor) type GatewayAnswer = oneshot::Sender<Result<GatewayReply, String>>;
 
+/// Upstreams of which workers may say that they have nothing left before anybody wants to know, and how long their
+/// names are.
+const MAX_IDLE_URLS: usize = 256;
+const MAX_IDLE_URL_BYTES: usize = 1_024;
+
 /// WebSockets are to leave an upstream.
 #[derive(Debug)]
 struct Departure {
@@ -358,8 +363,14 @@ impl Core {
 
     /// A worker has nothing left of an upstream.
     pub fn on_worker_upstream_idle(&mut self, worker: WorkerId, url: &str) {
-        self.gateway.idle.entry(url.to_owned()).or_default().insert(worker);
-        self.let_idle_upstreams_go();
+        // A worker may say what it likes; what nobody waits for yet need not be kept.
+        let idle = &mut self.gateway.idle;
+        let is_awaited = self.gateway.swaps.busy().any(|busy| busy == url);
+        let is_small = idle.len() < MAX_IDLE_URLS && url.len() <= MAX_IDLE_URL_BYTES;
+        if is_awaited || idle.contains_key(url) || is_small {
+            idle.entry(url.to_owned()).or_default().insert(worker);
+            self.let_idle_upstreams_go();
+        }
     }
 
     /// The old application may go when no worker has anything left of it. While connections move from worker to
