@@ -308,7 +308,8 @@ fn an_application_that_is_gone_ends_the_tunnel_when_something_is_sent_to_it() {
     });
 }
 
-/// Much or little in either direction, which ends whenever all of it has been said, while the tunnels move.
+/// Much or little in either direction, which ends whenever all of it has been said, while the tunnels move. Each client
+/// keeps the rest of what it has to say until some handoff is over, so that none is over before the handoffs begin.
 #[test]
 fn directions_of_any_length_end_where_they_should_and_move_at_any_place() {
     const TUNNELS: usize = 32;
@@ -317,35 +318,44 @@ fn directions_of_any_length_end_where_they_should_and_move_at_any_place() {
     let options = gateway_to(&url);
     let mut worker = TestWorker::spawn_with(1, &options);
     let address = worker.listen();
-    let mut length = || match random.random_range(0..4) {
+    let length = |random: &mut StdRng| match random.random_range(0..4) {
         0 => 0,
         1 => random.random_range(1..2_000),
         _ => random.random_range(2_000..6_000_000),
     };
+    let generations = 2..8;
     let clients: Vec<_> = (0..TUNNELS)
         .map(|number| {
-            let (up, down) = (length(), length());
+            let (up, down) = (length(&mut random), length(&mut random));
+            let (first, until) =
+                (random.random_range(0..=up), random.random_range(generations.clone()));
+            let (go_on, told) = std::sync::mpsc::channel();
             let path = format!("/both?{number}={down}");
             let mut reader = open(address, &path);
             let mut writer = reader.try_clone().expect("clone");
             let written = std::thread::spawn(move || {
-                writer.write_all(&pattern(up)).expect("write");
+                let data = pattern(up);
+                writer.write_all(&data[..first]).expect("write");
+                told.recv().expect("it is told to go on");
+                writer.write_all(&data[first..]).expect("write");
                 writer.shutdown(Shutdown::Write).expect("FIN");
             });
             let read = std::thread::spawn(move || read_to_end(&mut reader));
-            (path, up, down, written, read)
+            (path, up, down, written, read, until, go_on)
         })
         .collect();
-    let mut moved = 0;
-    for generation in 2..8 {
+    for generation in generations {
         let mut pair = Pair::join(worker, TestWorker::spawn_with(generation, &options));
         let report = pair.hand_off();
         assert!(report.staying.is_empty(), "{report:?}");
-        moved += report.moved;
+        let waiting = clients.iter().filter(|client| client.5 >= generation);
+        assert!(report.moved >= waiting.count() as u64, "generation {generation}: {report:?}");
+        for (.., go_on) in clients.iter().filter(|client| client.5 == generation) {
+            go_on.send(()).expect("it waits");
+        }
         worker = pair.green;
     }
-    assert!(moved > 0);
-    for (path, up, down, written, read) in clients {
+    for (path, up, down, written, read, ..) in clients {
         written.join().expect("all of it was taken");
         let read = read.join().expect("an end in good order");
         assert!(read == pattern(down), "{path}: {} of {down} bytes", read.len());
