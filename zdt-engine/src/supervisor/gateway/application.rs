@@ -119,7 +119,20 @@ impl Application {
             return None;
         }
         end_rest(self.pid(), self.start_ticks);
-        Some(self.process.reap())
+        Some(explained(self.process.reap()))
+    }
+}
+
+/// What the shell means by it (sh(1), EXIT STATUS).
+fn explained(how: String) -> String {
+    match how.as_str() {
+        "exited with code 126" => {
+            format!(
+                "{how} (its command may not be executed: gateway.app.user says as whom it runs)"
+            )
+        }
+        "exited with code 127" => format!("{how} (its command is not found)"),
+        _ => how,
     }
 }
 

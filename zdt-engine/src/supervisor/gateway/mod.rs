@@ -13,6 +13,7 @@
 mod application;
 mod health;
 mod inheriting;
+mod restarts;
 mod swapping;
 
 use std::collections::{BTreeMap, BTreeSet};

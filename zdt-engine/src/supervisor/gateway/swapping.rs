@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::application::Application;
 use super::health::check;
+use super::restarts::Restarts;
 use super::{Departure, GatewayAnswer, GatewayEvent};
 use crate::config::{DEFAULT_ROUTE, GatewayOptions, SwapPolicy, UpstreamTarget};
 use crate::supervisor::core::Core;
@@ -20,9 +21,6 @@ use crate::supervisor::workers::process::find_user;
 
 /// How often the end of an application is looked for.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
-
-/// From the end of an application that nobody asked for to the start of the next.
-pub(super) const RESTART: Duration = Duration::from_secs(1);
 
 /// From attempt to attempt of a proof.
 const PROOF_PAUSE: Duration = Duration::from_millis(50);
@@ -123,7 +121,7 @@ pub(in crate::supervisor) struct Swaps {
     pub proving: Vec<Swap>,
     pub(super) ending: Vec<Ending>,
     pub(super) next_look: Option<Instant>,
-    pub(super) restart_at: Option<Instant>,
+    restarts: Restarts,
 }
 
 impl Swaps {
@@ -180,8 +178,12 @@ impl Core {
     pub fn start_application(&mut self, answer: Option<GatewayAnswer>) {
         let Some(generation) = self.gateway_generation() else { return };
         let options = generation.config.gateway.options.app.clone();
+        let workers_user = generation.user;
+        if answer.is_some() {
+            self.gateway.swaps.restarts.asked();
+        }
         let owner = match options.user.is_empty() {
-            true => Ok(generation.user),
+            true => Ok(workers_user),
             false => find_user(&options.user, None).map_err(|why| format!("gateway.app.{why}")),
         };
         let number = self.gateway.swaps.last + 1;
@@ -192,7 +194,7 @@ impl Core {
             }
             Err(why) => {
                 tracing::error!("{why}");
-                self.gateway.swaps.restart_at = Some(Instant::now() + RESTART);
+                self.gateway.swaps.restarts.ended(Instant::now(), options);
                 self.gateway.swaps.look_soon();
                 if let Some(answer) = answer {
                     let _ = answer.send(Err(why));
@@ -252,7 +254,10 @@ impl Core {
         let reconnect = app.websockets == SwapPolicy::Reconnect;
         let swaps = &mut self.gateway.swaps;
         let old = match application {
-            Some(application) => swaps.current.replace(application),
+            Some(application) => {
+                swaps.restarts.serving(Instant::now());
+                swaps.current.replace(application)
+            }
             None => swaps.current.take_if(|old| left.contains(&old.url)),
         };
         swaps.ending.push(Ending::of(left.clone(), old, reconnect, app.stop_timeout_ms));
@@ -268,12 +273,15 @@ impl Core {
     }
 
     fn fail_swap(&mut self, swap: Swap, why: String) {
-        tracing::error!("{why}");
+        let app = self.gateway_options().app;
         let swaps = &mut self.gateway.swaps;
-        swaps.ending.extend(swap.application.map(Ending::unwanted));
-        if swaps.current.is_none() {
-            swaps.restart_at = Some(Instant::now() + RESTART);
+        if swaps.current.is_none() && swap.application.is_some() {
+            let pause = swaps.restarts.ended(Instant::now(), app);
+            tracing::error!("{why}; the application is started again in {} s", pause.as_secs());
+        } else {
+            tracing::error!("{why}");
         }
+        swaps.ending.extend(swap.application.map(Ending::unwanted));
         swaps.look_soon();
         if let Some(answer) = swap.answer {
             self.answer_gateway(answer, Err(why));
@@ -304,9 +312,9 @@ impl Core {
         let app = self.gateway_options().app;
         let wanted = !app.command.is_empty() && self.stopping.is_none();
         let swaps = &mut self.gateway.swaps;
-        let is_due = swaps.restart_at.is_none_or(|at| now >= at);
+        let is_due = swaps.restarts.is_due(now, &app);
         if wanted && is_due && swaps.current.is_none() && swaps.proving.is_empty() {
-            swaps.restart_at = None;
+            swaps.restarts.begun();
             self.start_application(None);
         }
         let is_settled = self.reload.is_none() && self.stopping.is_none();
@@ -322,9 +330,9 @@ impl Core {
             }
         }
         if let Some(how) = swaps.current.as_mut().and_then(Application::end) {
-            tracing::error!("the application {how}; starting it again");
+            let pause = swaps.restarts.ended(now, app.clone());
+            tracing::error!("the application {how}; starting it again in {} s", pause.as_secs());
             swaps.current = None;
-            swaps.restart_at = Some(now + RESTART);
             self.dirty = true;
         } else if app.command.is_empty()
             && is_settled
@@ -361,7 +369,7 @@ impl Core {
         });
         self.dirty |= swaps.ending.len() != before;
         let is_busy = swaps.current.is_some()
-            || swaps.restart_at.is_some()
+            || swaps.restarts.is_waiting()
             || !swaps.proving.is_empty()
             || !swaps.ending.is_empty();
         swaps.next_look = is_busy.then(|| now + LOOK);

@@ -86,6 +86,27 @@ fn swaps_and_reloads_under_load_lose_nothing() {
 }
 
 #[test]
+fn an_application_that_cannot_be_started_is_tried_less_and_less_until_it_is_another() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let config = |command: &str| {
+        format!("workers = 1\n[gateway.app]\nuser = \"root\"\ncommand = '{command}'")
+    };
+    let engine = Engine::start(
+        Options::config(&config("exec /nowhere/app"))
+            .and("--steering", "off")
+            .and("--service", "proxy"),
+    );
+    let mut held = begin(engine.address(), "GET /id?id=held HTTP/1.1\r\nHost: test");
+    for said in ["code 127 (its command is not found)", "again in 1 s", "again in 2 s"] {
+        eventually(said, || engine.log().contains(said));
+    }
+    engine.configure(&config(&application(dir.path())));
+    engine.reload_well();
+    assert_eq!(read_answer(&mut held).text(), "held");
+    assert!(engine.zdt(&["stop", "--now"]).status.success());
+}
+
+#[test]
 fn upstreams_are_replaced_by_command_and_requests_held() {
     let (one, two) = (Upstream::start("one"), Upstream::start("two"));
     let engine = gateway(&[&one], "workers = 2\n[gateway.app]\nstart_timeout_ms = 500");
