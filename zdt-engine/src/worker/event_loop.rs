@@ -2,7 +2,7 @@
 //!
 //! Must not know: what any single completion leads to.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::sys;
 use crate::uring::CompletionPayload;
@@ -174,9 +174,7 @@ impl DateCache {
 
     /// Makes the value new if the second has changed.
     pub fn refresh(&mut self) {
-        let second = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since_epoch| since_epoch.as_secs());
+        let second = sys::clock::wall_clock_s();
         if second != self.second || self.value.is_empty() {
             self.second = second;
             self.value = imf_fixdate(second);

@@ -10,7 +10,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::ParkingOptions;
 use crate::conn::Slot;
@@ -104,10 +103,6 @@ impl Session for StandIn {
     }
 }
 
-fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 impl Parking {
     /// With the key that all workers of this supervisor share.
     pub fn new(tokens: Option<TokenKey>, options: &ParkingOptions) -> Self {
@@ -120,13 +115,13 @@ impl Parking {
     pub fn ticket(&self) -> Option<(Ticket, String)> {
         let tokens = self.tokens.as_ref()?;
         let id = ParkId(sys::random_bytes().ok()?);
-        let expires_unix_s = unix_s().saturating_add(self.token_ttl_s);
+        let expires_unix_s = sys::wall_clock_s().saturating_add(self.token_ttl_s);
         Some((Ticket { id, expires_unix_s }, tokens.sign(id, expires_unix_s)))
     }
 
     /// What a client's token names.
     pub fn check(&self, token: &[u8]) -> Option<ParkId> {
-        self.tokens.as_ref()?.check(token, unix_s())
+        self.tokens.as_ref()?.check(token, sys::wall_clock_s())
     }
 
     /// Asks for a parked session; what this returns stands in for it until the answer is there.
@@ -195,7 +190,8 @@ impl Worker {
             due_ms => due_ms.saturating_sub(now_ms).saturating_add(1),
         };
         let Ticket { id, expires_unix_s } = *ticket;
-        let expires_unix_s = expires_unix_s.min(unix_s().saturating_add(self.parking.ttl_s));
+        let expires_unix_s =
+            expires_unix_s.min(sys::wall_clock_s().saturating_add(self.parking.ttl_s));
         let head = ParkedHead { id: id.0, expires_unix_s, timer_remaining_ms };
         let session_head =
             ParkedSessionHead { kind_bytes: kind.len() as u16, version: session.version() };
