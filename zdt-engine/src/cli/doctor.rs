@@ -62,11 +62,12 @@ impl Check {
 
 pub(super) fn run(args: &DoctorArgs) -> Result<ExitCode, String> {
     let root = nix::unistd::geteuid().is_root();
+    let capabilities = sys::kernel::effective_capabilities().unwrap_or(0);
     let checks = [
         kernel(sys::kernel::version()),
-        privileges(root, sys::kernel::effective_capabilities().unwrap_or(0)),
+        privileges(root, capabilities),
         io_uring_allowed(
-            root,
+            capabilities,
             sys::kernel::sysctl("kernel.io_uring_disabled").ok().flatten().as_deref(),
         ),
         io_uring_complete(uring::probe()),
@@ -140,18 +141,23 @@ fn privileges(root: bool, capabilities: u64) -> Check {
     }
 }
 
-fn io_uring_allowed(root: bool, setting: Option<&str>) -> Check {
+fn io_uring_allowed(capabilities: u64, setting: Option<&str>) -> Check {
     let name = "io_uring allowed";
+    // With the first a supervisor makes its workers' rings; at 1 the kernel asks for the second there.
+    let makes_rings =
+        [CAP_IPC_LOCK, CAP_SYS_ADMIN].iter().all(|capability| capabilities >> capability & 1 == 1);
     match setting {
         None | Some("0") => Check::ok(name, "kernel.io_uring_disabled is 0"),
+        Some("1") if makes_rings => Check::ok(
+            name,
+            "kernel.io_uring_disabled is 1: the supervisor may, and makes its workers' rings",
+        ),
         Some("1") => Check::error(
             name,
-            format!(
-                "kernel.io_uring_disabled is 1: {}",
-                if root { "root may, workers may not" } else { "this user may not" }
-            ),
-            "set it to 0 (`sysctl -w kernel.io_uring_disabled=0`, and in /etc/sysctl.d), or put \
-             the workers' group into kernel.io_uring_group",
+            "kernel.io_uring_disabled is 1: this user may not",
+            "run `zdt serve` as root (or with CAP_IPC_LOCK and CAP_SYS_ADMIN), which makes its workers' rings; or set it \
+             to 0 (`sysctl -w kernel.io_uring_disabled=0`, and in /etc/sysctl.d); or put the workers' group into \
+             kernel.io_uring_group",
         ),
         Some(other) => Check::error(
             name,
@@ -420,9 +426,12 @@ mod tests {
 
     #[test]
     fn a_forbidden_io_uring_is_an_error() {
-        assert_eq!(io_uring_allowed(true, None).level, Level::Ok);
-        assert_eq!(io_uring_allowed(true, Some("1")).level, Level::Error);
-        assert_eq!(io_uring_allowed(false, Some("2")).level, Level::Error);
+        let both = 1 << CAP_IPC_LOCK | 1 << CAP_SYS_ADMIN;
+        assert_eq!(io_uring_allowed(0, None).level, Level::Ok);
+        assert_eq!(io_uring_allowed(both, Some("1")).level, Level::Ok);
+        assert_eq!(io_uring_allowed(1 << CAP_SYS_ADMIN, Some("1")).level, Level::Error);
+        assert_eq!(io_uring_allowed(1 << CAP_IPC_LOCK, Some("1")).level, Level::Error);
+        assert_eq!(io_uring_allowed(u64::MAX, Some("2")).level, Level::Error);
     }
 
     #[test]
@@ -458,7 +467,8 @@ mod tests {
         for check in [
             kernel(Ok((4, 0))),
             privileges(false, 0),
-            io_uring_allowed(false, Some("1")),
+            io_uring_allowed(0, Some("1")),
+            io_uring_allowed(u64::MAX, Some("1")),
             open_files(Ok(100)),
             judge_locked_memory(0, Ok(Some(8 << 20)), 20, 300 << 10),
             judge_locked_memory(0, Ok(Some(64 << 20)), 20, 300 << 10),
